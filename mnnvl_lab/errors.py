@@ -1,0 +1,69 @@
+"""What can go wrong, one class a kind. Every message gives the value, the rule and the remedy."""
+
+
+class LabError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class Refused(LabError, ValueError):
+    """Input that breaks a rule of the kernels or of arithmetic: refused before anything is sent."""
+
+
+class WorkspaceMismatch(LabError, RuntimeError):
+    """A workspace that spans another number of ranks than the EP group (vLLM pull request 40893).
+
+    Args:
+        kernel_words: what FlashInfer's kernel says, word for word.
+        phase: the phase in which it says so: `open` (one-sided) or `dispatch` (two-sided, after `prepare` has passed).
+        spans: ranks of the group that allocated the workspace.
+        group: name of that group.
+        ep_size: ranks of the EP group.
+        arithmetic: how `ep_size` comes about, such as `DP 4 x PCP 1 x TP 2`.
+    """
+
+    def __init__(self, *, kernel_words: str, phase: str, spans: int, group: str, ep_size: int, arithmetic: str):
+        self.kernel_words, self.phase = kernel_words, phase
+        self.spans, self.group, self.ep_size = spans, group, ep_size
+        self.arithmetic = arithmetic
+        super().__init__(
+            f"{kernel_words}\nin {phase}: workspace spans {spans} ranks (the {group.upper()} group) "
+            f"but ep_size is {ep_size} = {arithmetic}: allocate it over the EP group"
+        )
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.__dict__)
+
+
+class RankError(LabError, RuntimeError):
+    """A rank that failed, died or never answered.
+
+    Args:
+        rank: global rank.
+        phase: what it was doing, such as `start`, `open`, `dispatch`.
+        cause: what happened, in words.
+        report: the rank's traceback or output, if there is any.
+    """
+
+    def __init__(self, *, rank: int, phase: str, cause: str, report: str = ""):
+        self.rank, self.phase, self.cause, self.report = rank, phase, cause, report
+        super().__init__(f"rank {rank} in {phase}: {cause}" + (f"\n{report}" if report else ""))
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.__dict__)
+
+
+class RankDied(RankError):
+    """A rank's process ended."""
+
+
+class RankTimeout(RankError):
+    """A rank did not finish within its limit."""
+
+
+class RecordError(LabError, ValueError):
+    """A record file that is truncated, foreign, newer, or of another fabric, device or clock."""
+
+
+def _rebuild(cls, fields):
+    """Exceptions with keyword-only arguments cross process borders through their fields."""
+    return cls(**{name: value for name, value in fields.items() if name != "args"})

@@ -1,0 +1,130 @@
+"""The one interface of every transport: open, dispatch, combine, close.
+
+Shapes: R ranks of the EP group, T tokens of a rank, M tokens of the fullest rank, K top_k, E experts, H hidden.
+
+A transport is collective: every rank of the EP group calls the same methods in the same order. What is wrong with an
+input is found, by all ranks together, in `admit`, before a byte is sent; so `dispatch` of an admitted batch can be
+repeated and timed without that cost.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.transport.checks import agree, batch_problem, check_exchange, signature
+from mnnvl_lab.transport.exchange import Batch, Exchange, Received
+
+if TYPE_CHECKING:
+    import torch
+
+    from mnnvl_lab.ranks.rank import Rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A batch that all ranks found right."""
+
+    batch: Batch
+
+
+class Transport(ABC):
+    """A mode on a fabric, open for one `Exchange`.
+
+    Args:
+        rank: this process's place in the layout, its groups and its device.
+        exchange: what it is opened for; equal on all ranks.
+
+    Raises:
+        Refused: the exchange breaks a limit of the kernels.
+        WorkspaceMismatch: the workspace spans another group than the EP group (some modes say so later).
+    """
+
+    mode: ClassVar[str]
+    fabric: ClassVar[str]
+    phases: ClassVar[tuple[str, ...]] = ("dispatch", "combine")
+
+    def __init__(self, rank: Rank, exchange: Exchange):
+        check_exchange(exchange)
+        self.rank, self.exchange = rank, exchange
+        self.group = rank.group("ep")
+        self._state = "idle"
+
+    @property
+    def ep_size(self) -> int:
+        return self.group.size
+
+    @property
+    def ep_rank(self) -> int:
+        return self.group.rank
+
+    def admit(self, batch: Batch) -> Admitted:
+        """Check a batch on all ranks together: either all admit it or all refuse it.
+
+        Raises:
+            Refused: names the first rank whose batch is wrong, the value, the rule and the remedy.
+        """
+        agree(self.group, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
+        return Admitted(batch=batch)
+
+    def prepare(self, batch: Batch | Admitted) -> None:
+        """Exchange counts and routing ahead of `dispatch`, where the mode has such a phase; `dispatch` calls it if due."""
+
+    def dispatch(self, batch: Batch | Admitted) -> Received:
+        """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
+        self._require("idle", "dispatch")
+        admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
+        received = self._dispatch(admitted.batch)
+        self._state = "dispatched"
+        return received
+
+    def combine(self, partials: torch.Tensor) -> torch.Tensor:
+        """Add up, for each token of this rank, what the ranks' experts made of it.
+
+        Args:
+            partials: `[rows, H]` in `combine_dtype`, a row for each row of `Received`, already weighted and summed over
+                this rank's experts.
+
+        Returns:
+            `[T, H]` in `combine_dtype` (bf16 with `low_precision_combine`).
+        """
+        self._require("dispatched", "combine")
+        combined = self._combine(partials)
+        self._state = "idle"
+        return combined
+
+    def partials_buffer(self, received: Received) -> torch.Tensor:
+        """Where the experts should write their result: `[rows, H]`; lies in the workspace with `payload_in_workspace`."""
+        import torch
+
+        rows = received.experts.shape[0]
+        return torch.zeros(rows, self.exchange.hidden, dtype=self.combine_dtype, device=received.experts.device)
+
+    @property
+    def combine_dtype(self) -> torch.dtype:
+        import torch
+
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.exchange.combine_dtype]
+
+    @abstractmethod
+    def _dispatch(self, batch: Batch) -> Received: ...
+
+    @abstractmethod
+    def _combine(self, partials: torch.Tensor) -> torch.Tensor: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back everything that `open` took. Idempotent."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def _require(self, state: str, verb: str) -> None:
+        if self._state != state:
+            rule = "a dispatch is followed by its combine" if state == "idle" else "combine follows a dispatch"
+            raise Refused(f"{verb} called while the transport is {self._state!r}: {rule}; call them in turn")

@@ -1,0 +1,215 @@
+"""Limits of the kernels, checked before anything is sent, on every fabric, with one answer on all ranks.
+
+Limits are those of FlashInfer 0.7.2 (`moeAlltoAllKernels.h`, `moeAlltoAllKernels.cu`, `trtllm_alltoall_prepare.cu`,
+`trtllm_alltoall.cu`). Several of them the kernels themselves do not check: then ids out of range write through wild
+pointers and surplus tokens spill into another rank's rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.model import FORMATS, require_format
+
+if TYPE_CHECKING:
+    import torch
+
+    from mnnvl_lab.ranks.group import Group
+    from mnnvl_lab.transport.exchange import Batch, Exchange
+
+ONE_SIDED_TOP_K = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22)  # instantiated in moeAlltoAllKernels.cu, SWITCH_TOP_K
+ONE_SIDED_MAX_RANKS = 64  # kMaxRanks
+MAX_PAYLOADS = 6  # kMaxPayloads; ids and weights are two of them
+TWO_SIDED_MAX_TOP_K = 32
+TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
+TWO_SIDED_MAX_ROW_BYTES = 128 * 1920  # a FIFO entry: 128 packets of 1920 bytes
+ROW_ALIGNMENT_BYTES = 16
+
+
+def check_exchange(exchange: Exchange) -> None:
+    """Refuse an exchange that no kernel could serve.
+
+    Raises:
+        Refused: with the value, the rule and the remedy.
+    """
+    for problem in _exchange_problems(exchange):
+        raise Refused(problem)
+
+
+def _exchange_problems(x: Exchange):
+    """Every broken rule of an exchange, as a sentence."""
+    yield from _common_problems(x)
+    if x.mode == "one_sided":
+        yield from _one_sided_problems(x)
+    elif x.workspace_options:
+        yield f"{', '.join(x.workspace_options)} asked of mode {x.mode}: only one_sided has them; leave them out"
+    if x.mode == "two_sided":
+        yield from _two_sided_problems(x)
+
+
+def _common_problems(x: Exchange):
+    from mnnvl_lab.transport.exchange import MODES
+
+    if x.mode not in MODES:
+        yield f"mode is {x.mode!r}: it must be one of {', '.join(MODES)}"
+    require_format(x.format).require_hidden(x.hidden)
+    for name in ("max_tokens", "hidden", "experts", "top_k"):
+        if getattr(x, name) < 1:
+            yield f"{name} is {getattr(x, name)}: it must be at least 1"
+    if x.experts < x.ep_size:
+        yield f"experts is {x.experts} but ep_size is {x.ep_size}: every rank must own an expert; use fewer ranks"
+    if x.top_k > x.experts:
+        yield f"top_k is {x.top_k} but there are {x.experts} experts: a token cannot choose more experts than exist"
+    if x.combine_dtype not in ("bf16", "fp16", "fp32"):
+        yield f"combine_dtype is {x.combine_dtype!r}: it must be bf16, fp16 or fp32"
+
+
+def _one_sided_problems(x: Exchange):
+    if x.top_k not in ONE_SIDED_TOP_K:
+        yield (
+            f"top_k is {x.top_k}: the one-sided kernels are compiled for {', '.join(map(str, ONE_SIDED_TOP_K))} only "
+            "(another value would fail after the epoch has moved); choose one of these or mode two_sided"
+        )
+    if x.ep_size > ONE_SIDED_MAX_RANKS:
+        yield f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks"
+    if x.eplb_stats_experts > x.experts or x.eplb_stats_experts < 0:
+        yield f"eplb_stats_experts is {x.eplb_stats_experts}: it must lie between 0 and experts = {x.experts}"
+    if x.low_precision_combine and x.combine_dtype != "bf16":
+        yield f"low_precision_combine with combine_dtype {x.combine_dtype}: its result is bf16; use combine_dtype bf16"
+
+
+def _two_sided_problems(x: Exchange):
+    if x.experts % 4:
+        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; pad the experts or use one_sided"
+    if x.experts % x.ep_size:
+        yield f"experts is {x.experts} and ep_size {x.ep_size}: two_sided needs experts to divide evenly; use one_sided"
+    if x.top_k > TWO_SIDED_MAX_TOP_K:
+        yield f"top_k is {x.top_k}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_TOP_K}"
+    if x.ep_size > TWO_SIDED_MAX_RANKS:
+        yield f"ep_size is {x.ep_size}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_RANKS} ranks"
+    for name, row_bytes in x.moved_row_bytes.items():
+        if row_bytes % ROW_ALIGNMENT_BYTES or row_bytes > TWO_SIDED_MAX_ROW_BYTES:
+            yield (
+                f"{name} has {row_bytes} bytes a row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at most "
+                f"{TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
+            )
+    if x.sm_limit is not None and x.sm_limit < 1:
+        yield f"sm_limit is {x.sm_limit}: it must be at least 1, or None for all multiprocessors"
+
+
+def batch_problem(x: Exchange, batch: Batch, ep_rank: int) -> str | None:
+    """The first broken rule of one rank's batch, or None."""
+    return next(_batch_problems(x, batch, ep_rank), None)
+
+
+def _batch_problems(x: Exchange, batch: Batch, ep_rank: int):
+    yield from _routing_problems(x, batch)
+    yield from _count_problems(x, batch)
+    yield from _payload_problems(x, batch)
+    yield from _mask_problems(x, batch, ep_rank)
+
+
+def _routing_problems(x: Exchange, batch: Batch):
+    ids, weights = batch.experts_TK, batch.weights_TK
+    for name, table, dtype in (("experts_TK", ids, "int32"), ("weights_TK", weights, "float32")):
+        if table.ndim != 2 or table.shape[1] != x.top_k or str(table.dtype) != f"torch.{dtype}":
+            yield (
+                f"{name} is {_form(table)}: it must be [tokens, top_k = {x.top_k}] of {dtype}; "
+                "open the transport with the top_k of the router"
+            )
+    if ids.shape[0] != weights.shape[0]:
+        yield f"experts_TK has {ids.shape[0]} tokens but weights_TK {weights.shape[0]}: one row a token in both"
+    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < x.experts):
+        yield (
+            f"expert ids span {int(ids.min())} to {int(ids.max())}: they must lie in [0, {x.experts}) "
+            "(the kernels do not check and would write through a wild pointer); mask or remap them first"
+        )
+
+
+def _count_problems(x: Exchange, batch: Batch):
+    limit = batch.runtime_max_tokens
+    if not 0 < limit <= x.max_tokens:
+        yield (
+            f"runtime_max_tokens is {limit}: it must lie in [1, max_tokens = {x.max_tokens}]; "
+            "open the transport with a larger max_tokens"
+        )
+    if batch.tokens > limit:
+        yield (
+            f"{batch.tokens} tokens but runtime_max_tokens is {limit}: surplus rows would overwrite another rank's; "
+            "pass the fullest rank's token count"
+        )
+
+
+def _payload_problems(x: Exchange, batch: Batch):
+    expected = x.payload_parts
+    total = len(batch.payloads) + 2
+    if total > MAX_PAYLOADS:
+        yield f"{total} payloads with ids and weights: the kernels take at most {MAX_PAYLOADS}; merge some"
+    if len(batch.payloads) != len(expected):
+        yield f"{len(batch.payloads)} payloads: format {x.format} with its extras has {len(expected)}"
+    for i, (payload, part) in enumerate(zip(batch.payloads, expected, strict=False)):
+        if payload.ndim != 2 or payload.shape != (batch.tokens, part.width) or not payload.is_contiguous():
+            yield f"payload {i} is {_form(payload)}: it must be contiguous [tokens = {batch.tokens}, {part.width}]"
+        if str(payload.dtype) != f"torch.{part.dtype}":
+            yield f"payload {i} is {payload.dtype}: format {x.format} has {part.dtype} for its {part.name}"
+    yield from _alignment_problems(batch, x.ep_size)
+
+
+def _alignment_problems(batch: Batch, ep_size: int):
+    """Payload regions are packed without padding, so each must begin at a multiple of its own element size."""
+    offset = 0
+    for i, payload in enumerate((*batch.payloads, batch.experts_TK, batch.weights_TK)):
+        if offset % payload.element_size():
+            yield (
+                f"payload {i} begins at byte {offset}, no multiple of its element size {payload.element_size()}: "
+                "order payloads from the largest to the smallest element"
+            )
+        offset += ep_size * batch.runtime_max_tokens * payload.shape[1] * payload.element_size()
+
+
+def _mask_problems(x: Exchange, batch: Batch, ep_rank: int):
+    if batch.active_ranks is not None:
+        if not x.enable_rank_mask:
+            yield "active_ranks given but enable_rank_mask is False: open the transport with enable_rank_mask=True"
+        if ep_rank not in batch.active_ranks:
+            yield f"active_ranks {batch.active_ranks} leave out ep_rank {ep_rank}, which calls: only living ranks call"
+        if any(not 0 <= r < x.ep_size for r in batch.active_ranks):
+            yield f"active_ranks {batch.active_ranks}: each must lie in [0, ep_size = {x.ep_size})"
+    stats = 0 if batch.eplb_stats_E is None else batch.eplb_stats_E.numel()
+    if stats not in (0, x.eplb_stats_experts):
+        yield f"eplb_stats_E has {stats} entries but {x.eplb_stats_experts} were reserved when the transport was opened"
+
+
+def signature(batch: Batch) -> dict[str, object]:
+    """What must be equal on all ranks in a round: offsets are computed locally, so a difference would mix up rows."""
+    return {
+        "runtime_max_tokens": batch.runtime_max_tokens,
+        "payloads": tuple((str(p.dtype), p.shape[-1]) for p in batch.payloads),
+        "active_ranks": batch.active_ranks,
+        "eplb_stats": batch.eplb_stats_E is not None,
+    }
+
+
+def agree(group: Group, mine: dict[str, object], problem: str | None) -> None:
+    """Collective. All ranks go on, or all refuse with the same words.
+
+    Raises:
+        Refused: a rank has a problem, or the ranks' signatures differ.
+    """
+    answers = group.allgather((mine, problem))
+    for rank, (_, theirs) in enumerate(answers):
+        if theirs:
+            raise Refused(f"ep_rank {rank}: {theirs}")
+    first = answers[0][0]
+    for rank, (other, _) in enumerate(answers):
+        for name in first:
+            if other[name] != first[name]:
+                raise Refused(
+                    f"{name} is {first[name]} on ep_rank 0 but {other[name]} on ep_rank {rank}: every rank computes "
+                    "the same offsets from it, so it must be equal; pass the value of the whole group"
+                )
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
