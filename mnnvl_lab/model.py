@@ -1,0 +1,220 @@
+"""MoE shapes of named models, and the formats in which a token travels: what dispatch and combine have to move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.layout import require_count
+
+DTYPE_BYTES = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1, "uint8": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The numbers of a model that expert parallelism sees.
+
+    Attributes:
+        name: key in `MODELS`.
+        hidden: H.
+        experts: E, routed experts of a layer (shared experts are not dispatched).
+        top_k: K, routed experts that a token chooses.
+        moe_layers: layers that dispatch and combine, without multi-token-prediction layers.
+        kv_bytes_per_token: bytes of key-value cache that one more token of context takes in bf16, over all layers and
+            before any split over TP; None where no source gives it. MLA: `(kv_lora_rank + qk_rope_head_dim) * layers * 2`;
+            GQA: `2 * kv_heads * head_dim * layers * 2`. Linear-attention layers keep a state of fixed size and
+            sliding-window or chunked layers stop growing at their window, so neither is counted.
+        source: where the numbers stand.
+    """
+
+    name: str
+    hidden: int
+    experts: int
+    top_k: int
+    moe_layers: int
+    kv_bytes_per_token: int | None
+    source: str
+
+    def __post_init__(self):
+        for field in ("hidden", "experts", "top_k", "moe_layers"):
+            require_count(field, getattr(self, field))
+        if self.kv_bytes_per_token is not None:
+            require_count("kv_bytes_per_token", self.kv_bytes_per_token)
+        if self.top_k > self.experts:
+            raise Refused(
+                f"top_k is {self.top_k} but experts is {self.experts}: a token chooses distinct experts; lower top_k"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One tensor that travels with every token.
+
+    Attributes:
+        name: what it holds, such as `rows` or `scales`.
+        dtype: name of a torch dtype.
+        width: elements a token.
+    """
+
+    name: str
+    dtype: str
+    width: int
+
+    def __post_init__(self):
+        require_count("width", self.width)
+        if self.dtype not in DTYPE_BYTES:
+            raise Refused(f"dtype is {self.dtype!r}: a part is of {', '.join(DTYPE_BYTES)}; name one of these")
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a token's H values travel in dispatch.
+
+    Attributes:
+        name: key in `FORMATS`.
+        dtype: torch dtype of the rows.
+        values_per_element: values in one element of that dtype (two e2m1 values in a byte).
+        scale_dtype: torch dtype of the block scales, None where there are none.
+        block: values that share a scale.
+        pads: whether a last block may be incomplete; else `block` must divide H.
+        source: where the form stands.
+    """
+
+    name: str
+    dtype: str
+    values_per_element: int = 1
+    scale_dtype: str | None = None
+    block: int = 1
+    pads: bool = False
+    source: str
+
+    def parts(self, hidden: int) -> tuple[Part, ...]:
+        """The tensors of one token: `rows`, then `scales` where there are any.
+
+        Raises:
+            Refused: `hidden` is no count, or does not divide into the format's blocks.
+        """
+        self.require_hidden(hidden)
+        rows = Part(name="rows", dtype=self.dtype, width=hidden // self.values_per_element)
+        if self.scale_dtype is None:
+            return (rows,)
+        return rows, Part(name="scales", dtype=self.scale_dtype, width=-(-hidden // self.block))
+
+    def bytes_per_token(self, hidden: int) -> int:
+        """Bytes of rows and scales; expert ids and weights (8 bytes a choice) come on top."""
+        return sum(part.row_bytes for part in self.parts(hidden))
+
+    def require_hidden(self, hidden: int) -> None:
+        """Refuse a hidden size that the format cannot carry.
+
+        Raises:
+            Refused: names the value, the rule and the remedy.
+        """
+        require_count("hidden", hidden)
+        if not self.pads and hidden % self.block:
+            raise Refused(
+                f"hidden is {hidden}: format {self.name} has blocks of {self.block} values, which must divide it; "
+                f"use hidden {-(-hidden // self.block) * self.block}, or format bf16"
+            )
+
+
+_VLLM = "vLLM all2all_utils.py, flashinfer_one_sided_dispatch_layout"
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        form.name: form
+        for form in (
+            Format(name="bf16", dtype="bfloat16", source=f"{_VLLM}: unquantised, 2H bytes"),
+            Format(name="fp16", dtype="float16", source="FlashInfer moeAlltoAllKernels.cu: combine takes half"),
+            Format(name="fp32", dtype="float32", source="FlashInfer moeAlltoAllKernels.cu: combine takes float"),
+            Format(
+                name="fp8_block",
+                dtype="float8_e4m3fn",
+                scale_dtype="float32",
+                block=128,
+                source=f"{_VLLM}: fp8 w8a8 with 1x128 scales, H + 4 H/128 bytes (DeepSeek-V3, arXiv 2412.19437)",
+            ),
+            Format(
+                name="mxfp8",
+                dtype="float8_e4m3fn",
+                scale_dtype="uint8",
+                block=32,
+                pads=True,
+                source=f"{_VLLM}: e4m3 with one ue8m0 scale for 32 values, H + ceil(H/32) bytes (OCP Microscaling 1.0)",
+            ),
+            Format(
+                name="nvfp4",
+                dtype="uint8",
+                values_per_element=2,
+                scale_dtype="uint8",
+                block=16,
+                source=f"{_VLLM}: two e2m1 values a byte with one e4m3 scale for 16 values, H/2 + H/16 bytes",
+            ),
+        )
+    }
+)
+
+
+def require_format(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        Refused: there is none; says which there are.
+    """
+    return _require("format", name, FORMATS)
+
+
+_MLA = (512 + 64) * 61 * 2
+
+MODELS: Mapping[str, Model] = MappingProxyType(
+    {
+        model.name: model
+        for model in (
+            Model(
+                name="deepseek-v3",
+                hidden=7168,
+                experts=256,
+                top_k=8,
+                moe_layers=61 - 3,
+                kv_bytes_per_token=_MLA,
+                source="config.json of deepseek-ai/DeepSeek-V3",
+            ),
+            Model(
+                name="kimi-k2",
+                hidden=7168,
+                experts=384,
+                top_k=8,
+                moe_layers=61 - 1,
+                kv_bytes_per_token=_MLA,
+                source="config.json of moonshotai/Kimi-K2-Instruct",
+            ),
+        )
+    }
+)
+
+ALIASES: Mapping[str, str] = MappingProxyType({"deepseek-r1": "deepseek-v3"})
+
+
+def require_model(name: str) -> Model:
+    """The model of that name or alias.
+
+    Raises:
+        Refused: there is none; says which names are near and which there are.
+    """
+    return _require("model", ALIASES.get(name, name), MODELS, ALIASES)
+
+
+def _require(what: str, name: str, known: Mapping, aliases: Mapping = MappingProxyType({})):
+    if name in known:
+        return known[name]
+    names = [*known, *aliases]
+    near = get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise Refused(f"{what} {name!r} is not known: {hint}choose one of {', '.join(names)}")

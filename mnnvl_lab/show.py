@@ -1,0 +1,22 @@
+"""Tables with a title and notes, as text and as HTML: how this package's objects look in a terminal and a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import pandas as pd
+
+MAX_ROWS = 72  # a rack of NVL72; of a longer table the middle is left out
+
+
+def text_block(title: str, table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """Title, table and notes, one below the other."""
+    return "\n".join([title, "", table.to_string(index=False, max_rows=MAX_ROWS), "", *notes])
+
+
+def html_block(title: str, table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """The same for a notebook; title and notes are escaped."""
+    lines = "<br>".join(escape(note) for note in notes)
+    body = table.to_html(index=False, border=0, max_rows=MAX_ROWS)
+    return f"<div><p><b>{escape(title)}</b></p>{body}<p>{lines}</p></div>"
