@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh clone: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: quickstart test lab notebooks bench soak lint clean
+
+quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
+	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
+
+test: $(VENV)/.ready  ## set up, lint, run the tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=$(CURDIR) notebooks/00-quickstart.ipynb
+
+notebooks: $(VENV)/.ready  ## run every notebook afresh and keep its scrubbed outputs
+	$(BIN)/python -m tools.notebooks refresh notebooks/*.ipynb
+
+bench: $(VENV)/.ready  ## what the host transports and the lab itself cost, as tables
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.ready  ## the long campaigns: kills, delays, fuzzed rounds
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf out $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), f"Python {sys.version.split()[0]} found, 3.11 to 3.13 needed: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
