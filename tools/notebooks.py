@@ -108,7 +108,8 @@ def _report(executed, path: Path, out: Path, names: list[str], elapsed_s: float)
             f"  notebook  {path.name}",
             f"  figures   {', '.join(names)}",
             f"  records   {', '.join(records) or 'none'}",
-            "go on:  make lab   (the notebooks in JupyterLab)    python -m mnnvl_lab --help   (plan, sweep, plot, doctor)",
+            "go on:  make lab                        the notebooks in JupyterLab",
+            f"        {sys.executable} -m mnnvl_lab --help   plan, sweep, plot, doctor",
         ]
     )
 

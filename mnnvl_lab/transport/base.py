@@ -69,8 +69,8 @@ class Transport(ABC):
         agree(self.group, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
         return Admitted(batch=batch)
 
-    def prepare(self, batch: Batch | Admitted) -> None:
-        """Exchange counts and routing ahead of `dispatch`, where the mode has such a phase; `dispatch` calls it if due."""
+    def prepare(self, batch: Batch | Admitted) -> None:  # noqa: B027 most modes have no such phase
+        """Exchange counts and routing ahead of `dispatch`, where the mode has it; `dispatch` calls it if due."""
 
     def dispatch(self, batch: Batch | Admitted) -> Received:
         """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
@@ -96,7 +96,7 @@ class Transport(ABC):
         return combined
 
     def partials_buffer(self, received: Received) -> torch.Tensor:
-        """Where the experts should write their result: `[rows, H]`; lies in the workspace with `payload_in_workspace`."""
+        """Where the experts write their result, `[rows, H]`; it lies in the workspace with `payload_in_workspace`."""
         import torch
 
         rows = received.experts.shape[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.model import FORMATS, require_format
+from mnnvl_lab.model import require_format
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def _one_sided_problems(x: Exchange):
 
 def _two_sided_problems(x: Exchange):
     if x.experts % 4:
-        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; pad the experts or use one_sided"
+        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; pad them or use one_sided"
     if x.experts % x.ep_size:
         yield f"experts is {x.experts} and ep_size {x.ep_size}: two_sided needs experts to divide evenly; use one_sided"
     if x.top_k > TWO_SIDED_MAX_TOP_K:

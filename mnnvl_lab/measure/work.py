@@ -1,0 +1,111 @@
+"""What one rank sends and what its experts would make of what it receives, on the rank's own device.
+
+Every rank makes all its data from the seed, so nothing has to be communicated to check a result. The stand-in for the
+experts multiplies a row by a gain that depends on the experts chosen: cheap, and a wrong row or weight shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.oracle import partial_gain, payload
+from mnnvl_lab.ranks.rank import Rank
+from mnnvl_lab.transport.base import Transport
+from mnnvl_lab.transport.exchange import Batch, Received
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One rank's side of a point.
+
+    Attributes:
+        point: what is measured.
+        ep_rank: whose side.
+        device: where the tensors live.
+        noise: the seeded vector of which every row is a window (`oracle.payload`).
+    """
+
+    point: Point
+    ep_rank: int
+    device: torch.device
+    noise: torch.Tensor
+
+    @classmethod
+    def of(cls, rank: Rank, point: Point) -> Work:
+        vector = payload.noise(seed=point.load.seed, hidden=point.exchange.hidden)
+        noise = torch.from_numpy(np.ascontiguousarray(vector)).to(rank.device)
+        return cls(point=point, ep_rank=rank.group("ep").rank, device=rank.device, noise=noise)
+
+    @property
+    def experts_TK(self) -> np.ndarray:
+        x = self.point.exchange
+        return self.point.load.experts_TK(self.ep_rank, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
+
+    @property
+    def weights_TK(self) -> np.ndarray:
+        return self.point.load.weights_TK(self.ep_rank, top_k=self.point.exchange.top_k)
+
+    def rows(self, rank: int, tokens: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Float32 `[len(tokens), H]`: what `rank` holds for these tokens, exact in bf16."""
+        return windows(self.noise, self.point, rank, np.asarray(tokens), self.device)
+
+    def batch(self) -> Batch:
+        """What this rank sends."""
+        return Batch(
+            payloads=self.payloads(self.ep_rank, np.arange(len(self.experts_TK))),
+            experts_TK=torch.from_numpy(self.experts_TK).to(self.device),
+            weights_TK=torch.from_numpy(self.weights_TK).to(self.device),
+            runtime_max_tokens=max(1, self.point.load.max_tokens),
+        )
+
+    def payloads(self, rank: int, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """The payload tensors that `rank` sends for these tokens, in the dispatch format."""
+        return tuple(self._payload(part, index, rank, tokens) for index, part in enumerate(self._parts))
+
+    @property
+    def _parts(self):
+        return self.point.exchange.payload_parts
+
+    def _payload(self, part, index: int, rank: int, tokens: np.ndarray) -> torch.Tensor:
+        dtype = getattr(torch, part.dtype)
+        if index == 0 and part.dtype in ("bfloat16", "float16", "float32"):
+            return self.rows(rank, tokens).to(dtype)
+        raw = payload.raw_bytes(seed=self.point.load.seed + index, rank=rank, tokens=tokens, row_bytes=part.row_bytes)
+        return torch.from_numpy(raw).to(self.device).view(dtype)
+
+
+def windows(noise: torch.Tensor, point: Point, rank: int, tokens: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Gather rows out of the noise and write their header: the torch twin of `oracle.payload.rows`."""
+    hidden, seed = point.exchange.hidden, point.load.seed
+    starts = torch.from_numpy(payload.starts(seed=seed, rank=rank, tokens=tokens)).to(device)
+    rows = noise.unfold(0, hidden, 1)[starts]
+    header = torch.from_numpy(payload.header(rank=rank, tokens=tokens)).to(device)
+    width = min(header.shape[1], hidden)
+    rows[:, :width] = header[:, :width]
+    return rows
+
+
+def stand_in(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:
+    """The experts' stand-in: `[rows, H]` partial sums in `combine_dtype`, written where `combine` wants them.
+
+    Args:
+        tokens_of: for each source, the token of every row it sent, in the order received (`check.received_tokens`).
+    """
+    partials = transport.partials_buffer(received)
+    for source, tokens in enumerate(tokens_of):
+        block = received.block(source)
+        gain = _gain(work, received.experts[block], received.weights[block])
+        partials[block] = (work.rows(source, tokens) * gain[:, None]).to(partials.dtype)
+    return partials
+
+
+def _gain(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    x = work.point.exchange
+    ids, shares = experts.cpu().numpy(), weights.cpu().numpy()
+    gain = partial_gain(ids, shares, ep_rank=work.ep_rank, experts=x.experts, ep_size=x.ep_size)
+    return torch.from_numpy(gain).to(work.device)
