@@ -46,7 +46,7 @@ class Layout:
 
     def __post_init__(self):
         for field in fields(self):
-            size = require_count(field.name, getattr(self, field.name))
+            size = require_count(field.name, getattr(self, field.name), remedy="use 1 for an axis that is not split")
             object.__setattr__(self, field.name, size)
 
     @property
@@ -126,7 +126,7 @@ class Layout:
 
     @property
     def _notes(self) -> list[str]:
-        derived = f"EP group of a pipeline stage: {self.arithmetic} = {_counted(self.ep_size, 'rank')}"
+        derived = f"An EP group is a pipeline stage: {self.arithmetic} = {_counted(self.ep_size, 'rank')}, DP slowest."
         return [derived, *(f"{name.upper():>3} groups: {_listed(self.groups(name))}" for name in GROUP_AXES)]
 
     def _groups(self, name: str) -> np.ndarray:
@@ -158,7 +158,10 @@ def expert_range(*, experts: int, ep_size: int, ep_rank: int) -> range:
 
     This is vLLM's linear placement (`expert_map_manager.py`, `determine_expert_map`) and what the one-sided kernel
     computes (FlashInfer `moeAlltoAllKernels.cu`, `compute_target_rank_id`). The two-sided kernel needs
-    `experts % ep_size == 0`, where the same formula holds.
+    `experts % ep_size == 0`, where the same formula holds. With fewer experts than ranks the last ranks own none.
+
+    Raises:
+        Refused: a count is below 1, or `ep_rank` is outside `[0, ep_size)`.
     """
     starts = _expert_starts(experts, ep_size)
     if not _is_whole(ep_rank) or not 0 <= ep_rank < ep_size:
@@ -170,14 +173,14 @@ def expert_owner(expert_ids, *, experts: int, ep_size: int) -> np.ndarray:
     """EP rank that owns each expert, in the shape of `expert_ids`.
 
     Raises:
-        Refused: an id is outside `[0, experts)`.
+        Refused: an id is no integer, or outside `[0, experts)`.
     """
     starts = _expert_starts(experts, ep_size)
     ids = np.asarray(expert_ids)
-    if ids.size and not (0 <= ids.min() and ids.max() < experts):
+    if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= experts):
         raise Refused(
-            f"expert ids span {ids.min()} to {ids.max()}: they must lie in [0, experts = {experts}); "
-            "mask or remap them first"
+            f"expert ids of {ids.dtype} span {ids.min()} to {ids.max()}: they must be integers in "
+            f"[0, experts = {experts}); mask or remap them first"
         )
     return np.searchsorted(starts, ids, side="right") - 1
 
@@ -192,6 +195,9 @@ def sp_token_counts(tokens_per_dp: Sequence[int], *, tp: int, sequence_parallel:
         tokens_per_dp: tokens of each DP rank (with PCP: of each pair of DP and PCP rank).
         tp: tensor-parallel ranks.
         sequence_parallel: whether SP-MoE is on.
+
+    Raises:
+        Refused: `tp` or a token count is no count.
     """
     require_count("tp", tp)
     for tokens in tokens_per_dp:
@@ -201,14 +207,14 @@ def sp_token_counts(tokens_per_dp: Sequence[int], *, tp: int, sequence_parallel:
     return [-(-int(tokens) // share) for tokens in tokens_per_dp for _ in range(tp)]
 
 
-def require_count(name: str, value: int) -> int:
+def require_count(name: str, value: int, *, remedy: str = "pass a positive integer") -> int:
     """`value` as an int, if it is a whole number of at least 1.
 
     Raises:
         Refused: names the value, the rule and the remedy.
     """
     if not _is_whole(value) or value < 1:
-        raise Refused(f"{name} is {value!r}: it must be a whole number of at least 1; use 1 to leave it out of play")
+        raise Refused(f"{name} is {value!r}: it must be a whole number of at least 1; {remedy}")
     return int(value)
 
 

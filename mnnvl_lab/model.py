@@ -24,9 +24,10 @@ class Model:
         top_k: K, routed experts that a token chooses.
         moe_layers: layers that dispatch and combine, without multi-token-prediction layers.
         kv_bytes_per_token: bytes of key-value cache that one more token of context takes in bf16, over all layers and
-            before any split over TP; None where no source gives it. MLA: `(kv_lora_rank + qk_rope_head_dim) * layers * 2`;
-            GQA: `2 * kv_heads * head_dim * layers * 2`. Linear-attention layers keep a state of fixed size and
-            sliding-window or chunked layers stop growing at their window, so neither is counted.
+            before any split over TP; None where no source gives it. With multi-head latent attention (MLA)
+            `(kv_lora_rank + qk_rope_head_dim) * layers * 2`, with grouped-query attention (GQA)
+            `2 * kv_heads * head_dim * layers * 2`. Only layers of full attention count: linear attention keeps a
+            state of fixed size, sliding-window and chunked attention stop growing at their window.
         source: where the numbers stand.
     """
 
@@ -132,8 +133,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         form.name: form
         for form in (
             Format(name="bf16", dtype="bfloat16", source=f"{_VLLM}: unquantised, 2H bytes"),
-            Format(name="fp16", dtype="float16", source="FlashInfer moeAlltoAllKernels.cu: combine takes half"),
-            Format(name="fp32", dtype="float32", source="FlashInfer moeAlltoAllKernels.cu: combine takes float"),
+            Format(name="fp16", dtype="float16", source=f"{_VLLM}: float16 input, 2H bytes"),
+            Format(name="fp32", dtype="float32", source="FlashInfer moeAlltoAllKernels.cu takes float; no vLLM layout"),
             Format(
                 name="fp8_block",
                 dtype="float8_e4m3fn",
@@ -171,35 +172,53 @@ def require_format(name: str) -> Format:
     return _require("format", name, FORMATS)
 
 
-_MLA = (512 + 64) * 61 * 2
+def _mla(*, layers: int, rank: int = 512, rope: int = 64) -> int:
+    return (rank + rope) * layers * 2
+
+
+def _gqa(*, layers: int, kv_heads: int, head_dim: int) -> int:
+    return 2 * kv_heads * head_dim * layers * 2
+
+
+# fmt: off
+_COLUMNS = ("name", "hidden", "experts", "top_k", "moe_layers", "kv_bytes_per_token", "source")
+_ROWS = (
+    ("deepseek-v3", 7168, 256, 8, 61 - 3, _mla(layers=61),
+     "vLLM 0.11 transformers_utils/configs/deepseek_v3.py; config.json of DeepSeek-R1 conversions"),
+    ("kimi-k2", 7168, 384, 8, 61 - 1, _mla(layers=61),
+     "config.json of moonshotai/Kimi-K2-Instruct; Megatron Bridge KimiK2Provider; K2.5 has the same backbone"),
+    ("qwen3-235b-a22b", 4096, 128, 8, 94, _gqa(layers=94, kv_heads=4, head_dim=128),
+     "config.json of Qwen/Qwen3-235B-A22B; slime scripts/models/qwen3-235B-A22B.sh"),
+    # every fourth layer is full attention, the others are gated delta nets
+    ("qwen3.5-397b-a17b", 4096, 512, 10, 60, _gqa(layers=60 // 4, kv_heads=2, head_dim=256),
+     "card of mlx-community/Qwen3.5-397B-A17B-4bit; slime scripts/models/qwen3.5-397B-A17B.sh"),
+    ("glm-4.5", 5120, 160, 8, 92 - 3, _gqa(layers=92, kv_heads=8, head_dim=128),
+     "config.json of zai-org/GLM-4.7; GGUF metadata of GLM-4.6; config.json of a GLM-4.5 conversion"),
+    ("minimax-m2", 3072, 256, 8, 62, _gqa(layers=62, kv_heads=8, head_dim=128),
+     "transformers MiniMaxM2Config; config.json of MiniMax-M2.1 and M2.7 conversions"),
+    # every other layer is full attention, the others slide over 128 tokens
+    ("gpt-oss-120b", 2880, 128, 4, 36, _gqa(layers=36 // 2, kv_heads=8, head_dim=64),
+     "transformers GptOssConfig; Megatron Bridge on GPT OSS 120B"),
+    # every other layer is MoE; every fourth is full attention, the others work in chunks of 8192 tokens
+    ("llama-4-maverick", 5120, 128, 1, 48 // 2, _gqa(layers=48 // 4, kv_heads=8, head_dim=128),
+     "transformers Llama4TextConfig; MaxText configs/models/llama4-17b-128e.yml"),
+)
+# fmt: on
 
 MODELS: Mapping[str, Model] = MappingProxyType(
-    {
-        model.name: model
-        for model in (
-            Model(
-                name="deepseek-v3",
-                hidden=7168,
-                experts=256,
-                top_k=8,
-                moe_layers=61 - 3,
-                kv_bytes_per_token=_MLA,
-                source="config.json of deepseek-ai/DeepSeek-V3",
-            ),
-            Model(
-                name="kimi-k2",
-                hidden=7168,
-                experts=384,
-                top_k=8,
-                moe_layers=61 - 1,
-                kv_bytes_per_token=_MLA,
-                source="config.json of moonshotai/Kimi-K2-Instruct",
-            ),
-        )
-    }
+    {row[0]: Model(**dict(zip(_COLUMNS, row, strict=True))) for row in _ROWS}
 )
 
-ALIASES: Mapping[str, str] = MappingProxyType({"deepseek-r1": "deepseek-v3"})
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "deepseek-r1": "deepseek-v3",
+        "kimi-k2.5": "kimi-k2",
+        "glm-4.6": "glm-4.5",
+        "glm-4.7": "glm-4.5",
+        "minimax-m2.1": "minimax-m2",
+        "minimax-m2.7": "minimax-m2",
+    }
+)
 
 
 def require_model(name: str) -> Model:
