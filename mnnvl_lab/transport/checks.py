@@ -10,21 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.model import require_format
+from mnnvl_lab.limits import MAX_PAYLOADS, problems
+from mnnvl_lab.transport.exchange import MODES
 
 if TYPE_CHECKING:
     import torch
 
     from mnnvl_lab.ranks.group import Group
     from mnnvl_lab.transport.exchange import Batch, Exchange
-
-ONE_SIDED_TOP_K = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22)  # instantiated in moeAlltoAllKernels.cu, SWITCH_TOP_K
-ONE_SIDED_MAX_RANKS = 64  # kMaxRanks
-MAX_PAYLOADS = 6  # kMaxPayloads; ids and weights are two of them
-TWO_SIDED_MAX_TOP_K = 32
-TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
-TWO_SIDED_MAX_ROW_BYTES = 128 * 1920  # a FIFO entry: 128 packets of 1920 bytes
-ROW_ALIGNMENT_BYTES = 16
 
 
 def check_exchange(exchange: Exchange) -> None:
@@ -39,63 +32,11 @@ def check_exchange(exchange: Exchange) -> None:
 
 def _exchange_problems(x: Exchange):
     """Every broken rule of an exchange, as a sentence."""
-    yield from _common_problems(x)
-    if x.mode == "one_sided":
-        yield from _one_sided_problems(x)
-    elif x.workspace_options:
-        yield f"{', '.join(x.workspace_options)} asked of mode {x.mode}: only one_sided has them; leave them out"
-    if x.mode == "two_sided":
-        yield from _two_sided_problems(x)
-
-
-def _common_problems(x: Exchange):
-    from mnnvl_lab.transport.exchange import MODES
-
     if x.mode not in MODES:
         yield f"mode is {x.mode!r}: it must be one of {', '.join(MODES)}"
-    require_format(x.format).require_hidden(x.hidden)
-    for name in ("max_tokens", "hidden", "experts", "top_k"):
-        if getattr(x, name) < 1:
-            yield f"{name} is {getattr(x, name)}: it must be at least 1"
-    if x.experts < x.ep_size:
-        yield f"experts is {x.experts} but ep_size is {x.ep_size}: every rank must own an expert; use fewer ranks"
-    if x.top_k > x.experts:
-        yield f"top_k is {x.top_k} but there are {x.experts} experts: a token cannot choose more experts than exist"
-    if x.combine_dtype not in ("bf16", "fp16", "fp32"):
-        yield f"combine_dtype is {x.combine_dtype!r}: it must be bf16, fp16 or fp32"
-
-
-def _one_sided_problems(x: Exchange):
-    if x.top_k not in ONE_SIDED_TOP_K:
-        yield (
-            f"top_k is {x.top_k}: the one-sided kernels are compiled for {', '.join(map(str, ONE_SIDED_TOP_K))} only "
-            "(another value would fail after the epoch has moved); choose one of these or mode two_sided"
-        )
-    if x.ep_size > ONE_SIDED_MAX_RANKS:
-        yield f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks"
-    if x.eplb_stats_experts > x.experts or x.eplb_stats_experts < 0:
-        yield f"eplb_stats_experts is {x.eplb_stats_experts}: it must lie between 0 and experts = {x.experts}"
-    if x.low_precision_combine and x.combine_dtype != "bf16":
-        yield f"low_precision_combine with combine_dtype {x.combine_dtype}: its result is bf16; use combine_dtype bf16"
-
-
-def _two_sided_problems(x: Exchange):
-    if x.experts % 4:
-        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; pad them or use one_sided"
-    if x.experts % x.ep_size:
-        yield f"experts is {x.experts} and ep_size {x.ep_size}: two_sided needs experts to divide evenly; use one_sided"
-    if x.top_k > TWO_SIDED_MAX_TOP_K:
-        yield f"top_k is {x.top_k}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_TOP_K}"
-    if x.ep_size > TWO_SIDED_MAX_RANKS:
-        yield f"ep_size is {x.ep_size}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_RANKS} ranks"
-    for name, row_bytes in x.moved_row_bytes.items():
-        if row_bytes % ROW_ALIGNMENT_BYTES or row_bytes > TWO_SIDED_MAX_ROW_BYTES:
-            yield (
-                f"{name} has {row_bytes} bytes a row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at most "
-                f"{TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
-            )
-    if x.sm_limit is not None and x.sm_limit < 1:
-        yield f"sm_limit is {x.sm_limit}: it must be at least 1, or None for all multiprocessors"
+    yield from problems(x, x.mode)
+    if x.mode != "one_sided" and x.workspace_options:
+        yield f"{', '.join(x.workspace_options)} asked of mode {x.mode}: only one_sided has them; leave them out"
 
 
 def batch_problem(x: Exchange, batch: Batch, ep_rank: int) -> str | None:

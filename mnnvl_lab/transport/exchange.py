@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mnnvl_lab.layout import Layout
-from mnnvl_lab.model import FORMATS, Part
+from mnnvl_lab.need import Need
 
 if TYPE_CHECKING:
     import torch
@@ -16,65 +15,23 @@ FABRICS = ("nvlink", "shared_gpu", "host")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class Exchange(Need):
     """The standing part of dispatch and combine, equal on all ranks for as long as a transport is open.
 
     Attributes:
         mode: one of `MODES`.
-        layout: gives the EP group and its size R.
-        max_tokens: the most tokens a rank may send in a round; sizes the one-sided workspace.
-        hidden, experts, top_k: H, E, K.
-        format: dispatch format, a name of `mnnvl_lab.model.FORMATS` (`bf16`, `fp8_block`, ...).
-        combine_dtype: dtype of the rows that combine adds up: `bf16`, `fp16` or `fp32`.
-        extra_payload_bytes: bytes a token of each further payload that travels along.
         workspace_group: the group whose communicator allocates the workspace. Only `ep` is right; another one shows
             what the kernels then say.
         payload_in_workspace: the experts write their result straight into the workspace (one-sided).
-        low_precision_combine: partial sums travel as fp8 e4m3 without a scale (one-sided).
-        eplb_stats_experts: experts whose load statistics travel along with dispatch; 0 for none (one-sided).
         enable_rank_mask: rounds may leave out dead ranks (one-sided).
-        sm_limit: multiprocessors that the two-sided kernels may use; None for all.
+
+    The rest are those of `Need`.
     """
 
     mode: str
-    layout: Layout
-    max_tokens: int
-    hidden: int
-    experts: int
-    top_k: int
-    format: str = "bf16"
-    combine_dtype: str = "bf16"
-    extra_payload_bytes: tuple[int, ...] = ()
     workspace_group: str = "ep"
     payload_in_workspace: bool = False
-    low_precision_combine: bool = False
-    eplb_stats_experts: int = 0
     enable_rank_mask: bool = False
-    sm_limit: int | None = None
-
-    @property
-    def ep_size(self) -> int:
-        return self.layout.ep_size
-
-    @property
-    def payload_parts(self) -> tuple[Part, ...]:
-        """Dtype and width of each payload: rows, scales, extras (ids and weights travel as two more)."""
-        extras = (Part(name=f"extra {i}", dtype="uint8", width=n) for i, n in enumerate(self.extra_payload_bytes))
-        return (*FORMATS[self.format].parts(self.hidden), *extras)
-
-    @property
-    def dispatch_bytes_per_token(self) -> int:
-        """Bytes that one token's row takes in dispatch: payloads, int32 ids and float32 weights."""
-        return sum(part.row_bytes for part in self.payload_parts) + 8 * self.top_k
-
-    @property
-    def combine_bytes_per_token(self) -> int:
-        return self.hidden * {"bf16": 2, "fp16": 2, "fp32": 4}[self.combine_dtype]
-
-    @property
-    def moved_row_bytes(self) -> dict[str, int]:
-        """Bytes a row of each tensor that two_sided moves on its own."""
-        return {part.name: part.row_bytes for part in self.payload_parts} | {"combine": self.combine_bytes_per_token}
 
     @property
     def workspace_options(self) -> tuple[str, ...]:

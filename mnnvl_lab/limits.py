@@ -1,0 +1,80 @@
+"""Limits of the kernels of either mode, as sentences that give the value, the rule and the remedy.
+
+Those of FlashInfer 0.7.2 (`moeAlltoAllKernels.h`, `moeAlltoAllKernels.cu`, `trtllm_alltoall_prepare.cu`,
+`trtllm_alltoall.cu`). Several of them the kernels themselves do not check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mnnvl_lab.model import require_format
+from mnnvl_lab.need import COMBINE_BYTES, Need
+from mnnvl_lab.workspace.two_sided import FIFO_ENTRY_BYTES, PACKET_BYTES, PACKET_DATA_BYTES
+
+ONE_SIDED_TOP_K = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22)  # instantiated in moeAlltoAllKernels.cu, SWITCH_TOP_K
+ONE_SIDED_MAX_RANKS = 64  # kMaxRanks
+MAX_PAYLOADS = 6  # kMaxPayloads; ids and weights are two of them
+TWO_SIDED_MAX_TOP_K = 32
+TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
+TWO_SIDED_MAX_ROW_BYTES = FIFO_ENTRY_BYTES // PACKET_BYTES * PACKET_DATA_BYTES  # a longer row spins for ever
+ROW_ALIGNMENT_BYTES = 16
+
+
+def problems(need: Need, mode: str) -> Iterator[str]:
+    """Every limit that `need` breaks in `mode`, as a sentence.
+
+    Raises:
+        Refused: an unknown format, or a hidden size that it cannot carry.
+    """
+    yield from _common_problems(need)
+    if mode == "one_sided":
+        yield from _one_sided_problems(need)
+    if mode == "two_sided":
+        yield from _two_sided_problems(need)
+
+
+def _common_problems(x: Need):
+    require_format(x.format).require_hidden(x.hidden)
+    for name in ("max_tokens", "hidden", "experts", "top_k"):
+        if getattr(x, name) < 1:
+            yield f"{name} is {getattr(x, name)}: it must be at least 1"
+    if x.experts < x.ep_size:
+        yield f"experts is {x.experts} but ep_size is {x.ep_size}: every rank must own an expert; use fewer ranks"
+    if x.top_k > x.experts:
+        yield f"top_k is {x.top_k} but there are {x.experts} experts: a token cannot choose more experts than exist"
+    if x.combine_dtype not in COMBINE_BYTES:
+        yield f"combine_dtype is {x.combine_dtype!r}: it must be one of {', '.join(COMBINE_BYTES)}"
+
+
+def _one_sided_problems(x: Need):
+    if x.top_k not in ONE_SIDED_TOP_K:
+        yield (
+            f"top_k is {x.top_k}: the one-sided kernels are compiled for {', '.join(map(str, ONE_SIDED_TOP_K))} only "
+            "(another value would fail after the epoch has moved); choose one of these or mode two_sided"
+        )
+    if x.ep_size > ONE_SIDED_MAX_RANKS:
+        yield f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks"
+    if x.eplb_stats_experts > x.experts or x.eplb_stats_experts < 0:
+        yield f"eplb_stats_experts is {x.eplb_stats_experts}: it must lie between 0 and experts = {x.experts}"
+    if x.low_precision_combine and x.combine_dtype != "bf16":
+        yield f"low_precision_combine with combine_dtype {x.combine_dtype}: its result is bf16; use combine_dtype bf16"
+
+
+def _two_sided_problems(x: Need):
+    if x.experts % 4:
+        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; pad them or use one_sided"
+    if x.experts % x.ep_size:
+        yield f"experts is {x.experts} and ep_size {x.ep_size}: two_sided needs experts to divide evenly; use one_sided"
+    if x.top_k > TWO_SIDED_MAX_TOP_K:
+        yield f"top_k is {x.top_k}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_TOP_K}"
+    if x.ep_size > TWO_SIDED_MAX_RANKS:
+        yield f"ep_size is {x.ep_size}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_RANKS} ranks"
+    for name, row_bytes in x.moved_row_bytes.items():
+        if row_bytes % ROW_ALIGNMENT_BYTES or row_bytes > TWO_SIDED_MAX_ROW_BYTES:
+            yield (
+                f"{name} has {row_bytes} bytes a row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at most "
+                f"{TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
+            )
+    if x.sm_limit is not None and x.sm_limit < 1:
+        yield f"sm_limit is {x.sm_limit}: it must be at least 1, or None for all multiprocessors"
