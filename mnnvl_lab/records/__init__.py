@@ -1,0 +1,35 @@
+"""Measurements as tidy tables: what the columns mean, where a table comes from, how it is kept and compared.
+
+One row is one sample: one rank, one phase, one iteration of one point. Statistics are derived from samples, never
+stored in their place.
+"""
+
+from mnnvl_lab.records.columns import COLUMNS, POINT_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Column, require_column
+from mnnvl_lab.records.compare import compare, is_different
+from mnnvl_lab.records.files import Appender, done_points, load, point_key, save
+from mnnvl_lab.records.provenance import describe, provenance
+from mnnvl_lab.records.statistics import slowest_rank, summary
+from mnnvl_lab.records.tables import join, new_table, provenance_of
+
+__all__ = [
+    "COLUMNS",
+    "POINT_COLUMNS",
+    "SAMPLE_COLUMNS",
+    "SCHEMA",
+    "Appender",
+    "Column",
+    "compare",
+    "describe",
+    "done_points",
+    "is_different",
+    "join",
+    "load",
+    "new_table",
+    "point_key",
+    "provenance",
+    "provenance_of",
+    "require_column",
+    "save",
+    "slowest_rank",
+    "summary",
+]

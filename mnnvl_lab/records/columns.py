@@ -1,0 +1,134 @@
+"""The columns of every table and figure: name, label, unit, dtype and meaning, said once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from mnnvl_lab.errors import Refused
+
+SCHEMA = 1
+"""Version of the record files. 1: the columns of `SAMPLE_COLUMNS`, provenance in `DataFrame.attrs["mnnvl_lab"]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What one column of a table holds.
+
+    Attributes:
+        name: as in the table; a number's unit is part of it.
+        label: words for an axis or a legend.
+        meaning: one sentence for a reader who meets the column for the first time.
+        dtype: pandas dtype.
+        unit: as printed beside the label; empty for counts and names.
+        role: `point` says which point of a sweep was measured, `sample` which sample of it, `value` what came out.
+        default: fills the column of a record that lacks it; None where every record must say.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    dtype: str = "int64"
+    unit: str = ""
+    role: str = "value"
+    default: object = None
+
+    @property
+    def axis_label(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+def _point(name: str, label: str, meaning: str, dtype: str = "int64", default: object = None) -> Column:
+    return Column(name=name, label=label, meaning=meaning, dtype=dtype, role="point", default=default)
+
+
+def _sample(name: str, label: str, meaning: str) -> Column:
+    return Column(name=name, label=label, meaning=meaning, role="sample")
+
+
+def _value(name: str, label: str, meaning: str, dtype: str = "float64", **more: object) -> Column:
+    return Column(name=name, label=label, meaning=meaning, dtype=dtype, **more)
+
+
+def _time(name: str, label: str, meaning: str, **more: object) -> Column:
+    return Column(name=name, label=label, meaning=meaning, dtype="float64", unit="µs", **more)
+
+
+def _bytes(name: str, label: str, meaning: str) -> Column:
+    return Column(name=name, label=label, meaning=meaning, unit="B")
+
+
+_ALL = (
+    _point("mode", "Mode", "how tokens travel: one_sided, two_sided or a baseline", "str"),
+    _point("fabric", "Fabric", "what carries the bytes: nvlink, shared_gpu or host", "str"),
+    _point("device", "Device", "processor model and count; a column only where tables of several were joined", "str"),
+    _point("clock", "Clock", "eager: one operation after a barrier; graph: back to back; kernel: device span", "str"),
+    _point("phase", "Phase", "prepare, dispatch, combine, or round: all of them, one after the other", "str"),
+    _point("tp", "TP", "tensor-parallel ranks"),
+    _point("dp", "DP", "data-parallel ranks"),
+    _point("pcp", "PCP", "prefill-context-parallel ranks"),
+    _point("pp", "PP", "pipeline stages"),
+    _point("ep_size", "Ranks of the EP group", "DP x PCP x TP ranks, which share one workspace"),
+    _point("tokens", "Tokens a rank", "tokens that each rank of the EP group dispatches in a round"),
+    _point("hidden", "Hidden size", "numbers in a token's row"),
+    _point("experts", "Experts", "experts of a layer, over all ranks"),
+    _point("top_k", "Experts a token", "experts that a token chooses"),
+    _point("format", "Dispatch format", "how a row is encoded on its way: bf16, fp8_block, mxfp8, nvfp4, ...", "str"),
+    _point("routing", "Routing", "how tokens choose their experts", "str"),
+    _point("seed", "Seed", "from which routing and payloads are drawn"),
+    _point("payload_in_workspace", "Written in place", "experts write straight into the workspace", "bool", False),
+    _point("low_precision_combine", "Combine in fp8", "partial sums travel as fp8", "bool", False),
+    _point("l2", "L2 cache", "warm, or cold: emptied before each sample", "str", "warm"),
+    _point("delayed_rank", "Delayed rank", "ep_rank that was made to arrive late", "int64", 0),
+    _time("delay_us", "Delay", "how late it was made to arrive", role="point", default=0.0),
+    _sample("rank", "Rank", "global rank that took the time"),
+    _sample("iteration", "Iteration", "number of the sample, equal on all ranks"),
+    _time("latency_us", "Latency", "time of the phase on this rank"),
+    _time(
+        "start_us", "Start", "when this rank entered the phase, on one time base for all ranks", default=float("nan")
+    ),
+    _value("checked", "Checked", "how results equalled the oracle's, before and after timing: exact or bounded", "str"),
+    _value("stopped", "Stopped by", "what ended sampling: converged, budget or max_samples", "str", default="unknown"),
+    _time("p50_us", "Median latency", "half of the iterations took less"),
+    _time("p90_us", "90th percentile of latency", "nine in ten iterations took less"),
+    _time("p99_us", "99th percentile of latency", "99 in 100 iterations took less"),
+    _time("min_us", "Least latency", "the fastest iteration"),
+    _value("spread", "Spread", "interquartile range over the median: 0.1 means that half lie within 10 %"),
+    _value("n", "Iterations", "iterations that a statistic is taken over", "int64"),
+    _bytes("workspace_bytes", "Workspace a rank", "one rank's part of the workspace"),
+    _bytes("prepare_bytes", "Prepare workspace a rank", "what two_sided needs for prepare"),
+    _bytes("allocated_bytes", "Allocated memory a rank", "workspace rounded up to the granularity"),
+    _bytes("mapped_bytes", "Mapped addresses a rank", "all ranks' memory, as seen from one"),
+    _bytes("reserved_bytes", "Reserved addresses a rank", "address range that a rank sets aside"),
+    _value("region", "Region", "named part of a workspace", "str"),
+    _bytes("offset_bytes", "Offset in the workspace", "where a region begins"),
+    _bytes("size_bytes", "Size", "length of a region"),
+    _value("source", "Source rank", "ep_rank that sends", "int64"),
+    _value("target", "Target rank", "ep_rank that receives", "int64"),
+    _value("rows", "Rows", "token rows from source to target; a token goes to a rank once", "int64"),
+    _bytes("moved_bytes", "Moved", "bytes from source to target"),
+)
+
+COLUMNS: Mapping[str, Column] = MappingProxyType({column.name: column for column in _ALL})
+
+POINT_COLUMNS = tuple(c.name for c in _ALL if c.role == "point" and c.name != "device")
+"""What tells one measured point, and phase of it, from another."""
+
+DEFAULTS: Mapping[str, object] = MappingProxyType({c.name: c.default for c in _ALL if c.default is not None})
+
+SAMPLE_COLUMNS = (*POINT_COLUMNS, "rank", "iteration", "latency_us", "start_us", "checked", "stopped")
+"""Columns of every record file; those in `DEFAULTS` need not be given."""
+
+
+def require_column(name: str) -> Column:
+    """The column of that name.
+
+    Raises:
+        Refused: no such column; near names are given.
+    """
+    if name in COLUMNS:
+        return COLUMNS[name]
+    near = ", ".join(get_close_matches(name, COLUMNS, n=3)) or ", ".join(COLUMNS)
+    raise Refused(f"column {name!r} is not known: a table's columns come from the registry; did you mean {near}?")

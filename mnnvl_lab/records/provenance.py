@@ -1,0 +1,82 @@
+"""Where a table comes from: what every record file carries beside its rows."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mnnvl_lab import __version__
+from mnnvl_lab.records.columns import SCHEMA
+from mnnvl_lab.records.machine import cores, cpu_model, find_gpus, host_label, version_of
+
+REQUIRED = ("schema", "created_at", "device", "topology")
+"""Without these a figure could not say what it shows."""
+
+
+def provenance(
+    *,
+    fabric: str,
+    clocks: Sequence[str] = (),
+    warmup: int | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
+    **further: object,
+) -> dict[str, object]:
+    """Everything that a reader of the table may ask about the run, as plain JSON values.
+
+    Args:
+        fabric: says which device was measured: the processor for `host`, else the GPUs.
+        clocks, warmup, samples, seed: of the sweep; None where it does not say.
+        further: fields that the caller knows better, such as `device`; they replace those found here.
+    """
+    return {
+        "schema": SCHEMA,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **_source(),
+        "package": __version__,
+        "python": platform.python_version(),
+        "torch": version_of("torch"),
+        "flashinfer": version_of("flashinfer-python"),
+        "nccl": version_of("nvidia-nccl-cu13", "nvidia-nccl-cu12"),
+        "cpu": cpu_model(),
+        "cores": cores(),
+        **_device(fabric),
+        "clocks": list(clocks),
+        "warmup": warmup,
+        "samples": samples,
+        "seed": seed,
+    } | further
+
+
+def describe(provenance: Mapping[str, object]) -> str:
+    """The provenance as lines of `field: value`, for a terminal or a notebook."""
+    width = max(map(len, provenance))
+    return "\n".join(f"{field:>{width}}: {value}" for field, value in provenance.items())
+
+
+def _device(fabric: str) -> dict[str, str]:
+    if fabric == "host":
+        return {"device": host_label(), "driver": "", "topology": "shared memory of one machine"}
+    gpus = find_gpus()
+    return {"device": gpus.label or "unknown GPU", "driver": gpus.driver, "topology": gpus.topology}
+
+
+def _source() -> dict[str, object]:
+    """Commit of the checkout that this package runs from; empty when it was installed otherwise."""
+    root = Path(__file__).resolve().parents[2]
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"commit": commit or "", "dirty": bool(changes)}
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

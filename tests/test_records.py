@@ -1,0 +1,358 @@
+"""Records: statistics against plain numpy, files against every way to break one."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+
+from mnnvl_lab import records
+from mnnvl_lab.errors import RecordError, Refused
+from mnnvl_lab.records.compare import p_value
+
+ORIGIN = {"device": "2-core Test Processor", "topology": "shared memory of one machine"}
+POINT = {
+    "mode": "one_sided",
+    "fabric": "host",
+    "clock": "eager",
+    "phase": "round",
+    "tp": 2,
+    "dp": 2,
+    "pcp": 1,
+    "pp": 1,
+    "ep_size": 4,
+    "tokens": 16,
+    "hidden": 64,
+    "experts": 8,
+    "top_k": 2,
+    "format": "bf16",
+    "routing": "uniform",
+    "seed": 0,
+    "checked": "exact",
+}
+
+
+def origin(**further):
+    return records.provenance(fabric="host", clocks=("eager",), **(ORIGIN | further))
+
+
+def samples(latency_us=None, *, iterations=8, ranks=4, **fields):
+    """One row a rank and iteration; `latency_us` `[iterations, ranks]`."""
+    if latency_us is None:
+        latency_us = 10.0 + np.arange(iterations * ranks).reshape(iterations, ranks)
+    return [
+        POINT | fields | {"rank": rank, "iteration": i, "latency_us": float(value)}
+        for i, row in enumerate(latency_us)
+        for rank, value in enumerate(row)
+    ]
+
+
+def table(latency_us=None, *, provenance=None, **fields):
+    return records.new_table(samples(latency_us, **fields), provenance or origin())
+
+
+class TestColumns:
+    def test_every_number_with_a_unit_names_it(self):
+        suffix = {"µs": "_us", "B": "_bytes"}
+        for column in records.COLUMNS.values():
+            assert not column.unit or column.name.endswith(suffix[column.unit]), column.name
+
+    def test_label_and_unit_make_the_axis_label(self):
+        assert records.require_column("latency_us").axis_label == "Latency (µs)"
+        assert records.require_column("tokens").axis_label == "Tokens a rank"
+
+    def test_unknown_names_get_near_ones(self):
+        with pytest.raises(Refused, match="latency_us"):
+            records.require_column("latency_ms")
+
+
+class TestTables:
+    def test_columns_come_in_the_registry_order_and_types(self):
+        made = table()
+        assert list(made.columns) == list(records.SAMPLE_COLUMNS)
+        assert made["latency_us"].dtype == "float64"
+        assert made["l2"].unique() == ["warm"]
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"latency_us": "fast"}, "column latency_us"),
+            ({"tokens": 1.5}, "column tokens"),
+            ({"bandwidth": 3}, "unknown column 'bandwidth'"),
+        ],
+    )
+    def test_wrong_columns_are_refused(self, change, words):
+        with pytest.raises(RecordError, match=words):
+            records.new_table([row | change for row in samples()], origin())
+
+    def test_a_missing_column_is_refused(self):
+        with pytest.raises(RecordError, match="no column routing"):
+            records.new_table(pd.DataFrame(samples()).drop(columns="routing"), origin())
+
+    def test_provenance_names_the_run(self):
+        found = records.provenance(fabric="host", clocks=["eager"], warmup=3, samples=10, seed=7)
+        for field in (
+            "created_at",
+            "command",
+            "commit",
+            "dirty",
+            "python",
+            "torch",
+            "cpu",
+            "cores",
+            "device",
+            "driver",
+        ):
+            assert field in found
+        assert found["warmup"] == 3
+        assert str(found["cores"]) in found["device"]
+
+
+class TestJoin:
+    def test_equal_origins_join(self):
+        joined = records.join([table(), table(tokens=32)])
+        assert sorted(joined["tokens"].unique()) == [16, 32]
+        assert records.provenance_of(joined)["device"] == ORIGIN["device"]
+
+    @pytest.mark.parametrize("field", ["fabric", "clock"])
+    def test_different_fabric_or_clock_is_refused_until_named(self, field):
+        pair = [table(), table(**{field: "other"})]
+        with pytest.raises(RecordError, match=f"{field} differs"):
+            records.join(pair)
+        assert records.join(pair, by=(field,))[field].nunique() == 2
+
+    def test_different_devices_are_refused_until_named_and_are_a_column_then(self):
+        pair = [table(), table(provenance=origin(device="H100"))]
+        with pytest.raises(RecordError, match="device differs"):
+            records.join(pair)
+        joined = records.join(pair, by=("device",))
+        assert joined.groupby("device", sort=False).size().to_dict() == {ORIGIN["device"]: 32, "H100": 32}
+
+    def test_provenance_keeps_what_differs_by_run_and_joins_again(self):
+        one, two, three = (table(tokens=n, provenance=origin(warmup=n)) for n in (1, 2, 3))
+        joined = records.join([records.join([one, two]), three])
+        assert [part["warmup"] for part in records.provenance_of(joined)["joined"]] == [1, 2, 3]
+
+    def test_nothing_to_join(self):
+        with pytest.raises(RecordError, match="no tables"):
+            records.join([])
+
+
+class TestStatistics:
+    def test_the_slowest_rank_of_an_iteration_counts(self):
+        latency_us = np.random.default_rng(0).gamma(3, 10, (20, 4))
+        slowest = records.slowest_rank(table(latency_us))
+        np.testing.assert_array_equal(slowest["latency_us"], latency_us.max(axis=1))
+        np.testing.assert_array_equal(slowest["rank"], latency_us.argmax(axis=1))
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 5))
+    def test_summary_equals_numpy(self, seed, iterations, ranks):
+        latency_us = np.random.default_rng(seed).gamma(3, 10, (iterations, ranks))
+        row = records.summary(table(latency_us)).iloc[0]
+        slowest = latency_us.max(axis=1)
+        q25, q50, q75, q90, q99 = np.percentile(slowest, [25, 50, 75, 90, 99])
+        expected = [q50, q90, q99, slowest.min(), (q75 - q25) / q50, iterations]
+        np.testing.assert_allclose(list(row[["p50_us", "p90_us", "p99_us", "min_us", "spread", "n"]]), expected)
+
+    def test_points_and_phases_stay_apart(self):
+        rows = samples() + samples(phase="dispatch") + samples(tokens=32)
+        summed = records.summary(records.new_table(rows, origin()), by=["phase", "tokens"])
+        assert set(zip(summed["phase"], summed["tokens"], strict=True)) == {
+            ("round", 16),
+            ("dispatch", 16),
+            ("round", 32),
+        }
+
+
+class TestCompare:
+    def test_p_value_against_every_split_of_the_pool(self):
+        """The exact distribution of U over all splits, for samples small enough to list them."""
+        from itertools import combinations
+
+        a, b = np.array([1.0, 2.5, 3, 4, 5, 5.5, 9]), np.array([4.5, 6, 7, 8, 8.5, 10, 11])
+        pool = np.concatenate([a, b])
+        mean = len(a) * len(b) / 2
+
+        def distance(chosen):
+            rest = np.setdiff1d(np.arange(len(pool)), chosen)
+            return abs((pool[list(chosen)][:, None] > pool[rest][None, :]).sum() - mean)
+
+        observed = distance(range(len(a)))
+        splits = [distance(chosen) for chosen in combinations(range(len(pool)), len(a))]
+        exact = np.mean([d >= observed for d in splits])
+        assert p_value(a, b) == pytest.approx(exact, rel=0.2)  # the normal approximation at seven a side
+
+    def test_equal_and_shifted_distributions(self):
+        random = np.random.default_rng(1)
+        base = random.gamma(50, 2, 60)
+        assert not records.is_different(base, random.permutation(base))
+        assert records.is_different(base, base * 1.3)
+        assert not records.is_different(np.full(9, 3.0), np.full(9, 3.0))
+
+    def test_too_few_samples_are_refused(self):
+        with pytest.raises(RecordError, match="needs 5"):
+            records.is_different([1, 2, 3], [4, 5, 6])
+
+    def test_points_are_matched_and_judged(self):
+        random = np.random.default_rng(2)
+        a, b, c = (random.gamma(400, 0.25, (40, 4)) for _ in range(3))
+        before = records.join([table(a), table(b, tokens=32)])
+        after = records.join([table(c), table(b / 2, tokens=32), table(b, tokens=64)])
+        compared = records.compare(before, after).set_index("tokens")
+        assert compared["verdict"].to_dict() == {16: "same", 32: "faster"}
+        assert compared.loc[32, "change_percent"] == pytest.approx(-50)
+        assert compared.attrs == {"only_a": 0, "only_b": 1}
+
+    def test_nothing_in_common(self):
+        with pytest.raises(RecordError, match="no point in common"):
+            records.compare(table(), table(tokens=99))
+
+
+class TestFiles:
+    def test_round_trip(self, tmp_path):
+        saved = table()
+        path = records.save(saved, tmp_path / "deep" / "records.parquet")
+        loaded = records.load(path)
+        assert_frame_equal(loaded, saved)
+        assert records.provenance_of(loaded) == records.provenance_of(saved)
+        assert [entry.name for entry in path.parent.iterdir()] == ["records.parquet"]
+
+    @pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
+    def test_truncated_files_are_refused(self, tmp_path, keep):
+        path = records.save(table(), tmp_path / "records.parquet")
+        content = path.read_bytes()
+        path.write_bytes(content[: keep if keep > 1 or keep == 0 else int(len(content) * keep)])
+        with pytest.raises(RecordError, match=r"records\.parquet"):
+            records.load(path)
+
+    def test_a_flipped_byte_is_found(self, tmp_path):
+        path = records.save(table(np.random.default_rng(0).random((50, 4))), tmp_path / "records.parquet")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 0xFF
+        path.write_bytes(content)
+        with pytest.raises(RecordError, match="truncated or damaged"):
+            records.load(path)
+
+    def test_foreign_files_are_refused(self, tmp_path):
+        foreign = tmp_path / "foreign.parquet"
+        foreign.write_text("mode,latency_us\none_sided,3\n")
+        with pytest.raises(RecordError, match=r"foreign\.parquet: not a record file"):
+            records.load(foreign)
+
+    @pytest.mark.parametrize(
+        ("attrs", "words"),
+        [
+            ({}, "no provenance"),
+            ({"mnnvl_lab": {"schema": 99}}, "schema 99: this package reads up to"),
+            ({"mnnvl_lab": {"schema": 1, "created_at": "today"}}, "provenance lacks device"),
+            ({"mnnvl_lab": [1]}, "no provenance"),
+        ],
+    )
+    def test_parquet_of_other_origin_is_refused(self, tmp_path, attrs, words):
+        bare = pd.DataFrame(samples())
+        bare.attrs = attrs
+        bare.to_parquet(tmp_path / "other.parquet")
+        with pytest.raises(RecordError, match=rf"other\.parquet: {words}"):
+            records.load(tmp_path / "other.parquet")
+
+    def test_columns_of_a_file_are_checked(self, tmp_path):
+        lacking = pd.DataFrame(samples()).drop(columns="mode")
+        lacking.attrs = {"mnnvl_lab": origin()}
+        lacking.to_parquet(tmp_path / "lacking.parquet")
+        with pytest.raises(RecordError, match=r"lacking\.parquet: no column mode"):
+            records.load(tmp_path / "lacking.parquet")
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(RecordError, match=r"nowhere\.parquet: no such file"):
+            records.load(tmp_path / "nowhere.parquet")
+
+    def test_tables_without_provenance_are_not_saved(self, tmp_path):
+        with pytest.raises(RecordError, match="no provenance"):
+            records.save(pd.DataFrame(samples()), tmp_path / "records.parquet")
+        assert not list(tmp_path.iterdir())
+
+    def test_provenance_that_is_no_json_is_refused(self):
+        with pytest.raises(RecordError, match="plain JSON"):
+            table(provenance=origin(device=object()))
+
+
+class TestAppender:
+    def test_points_accumulate_and_are_found_again(self, tmp_path):
+        path = tmp_path / "sweep.parquet"
+        assert records.done_points(path) == set()
+        with records.Appender(path, origin()) as out:
+            out.add(samples())
+            assert len(records.load(path)) == 32
+            out.add(samples(tokens=32))
+        assert records.done_points(path) == {
+            records.point_key(POINT | more | DEFAULTS) for more in ({}, {"tokens": 32})
+        }
+        assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.parquet"]
+
+    def test_a_second_sweep_is_refused(self, tmp_path):
+        path = tmp_path / "sweep.parquet"
+        with records.Appender(path, origin()), pytest.raises(RecordError, match="another sweep is writing it"):
+            records.Appender(path, origin(), resume=True)
+        records.Appender(path, origin()).close()
+
+    def test_an_existing_file_is_kept_unless_resumed(self, tmp_path):
+        path = records.save(table(), tmp_path / "sweep.parquet")
+        with pytest.raises(RecordError, match="exists already"):
+            records.Appender(path, origin())
+        with records.Appender(path, origin(), resume=True) as out:
+            assert len(out.done) == 1
+            out.add(samples(tokens=32))
+        assert records.load(path)["tokens"].nunique() == 2
+
+    def test_another_device_does_not_resume(self, tmp_path):
+        path = records.save(table(), tmp_path / "sweep.parquet")
+        with (
+            records.Appender(path, origin(device="H100"), resume=True) as out,
+            pytest.raises(RecordError, match="device"),
+        ):
+            out.add(samples(tokens=32))
+        assert records.load(path)["tokens"].unique() == [16]
+
+    def test_a_killed_sweep_leaves_a_sound_file_that_resumes(self, tmp_path):
+        path = tmp_path / "sweep.parquet"
+        context = multiprocessing.get_context("spawn")
+        ready = context.Event()
+        sweep = context.Process(target=_append_and_wait, args=(path, ready))
+        sweep.start()
+        assert ready.wait(60)
+        os.kill(sweep.pid, signal.SIGKILL)
+        sweep.join()
+        (tmp_path / ".sweep.parquet.x.partial").write_bytes(b"half")
+        with records.Appender(path, origin(), resume=True) as out:
+            assert len(out.done) == 1
+        assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.parquet"]
+
+
+DEFAULTS = {
+    "payload_in_workspace": False,
+    "low_precision_combine": False,
+    "l2": "warm",
+    "delayed_rank": 0,
+    "delay_us": 0.0,
+}
+
+
+def _append_and_wait(path, ready):
+    with records.Appender(path, origin()) as out:
+        out.add(samples())
+        ready.set()
+        signal.pause()
+
+
+def test_a_file_holds_json_and_no_code(tmp_path):
+    from pyarrow import parquet
+
+    metadata = parquet.read_schema(records.save(table(), tmp_path / "records.parquet")).metadata
+    assert all(json.loads(value) is not None for value in metadata.values())
