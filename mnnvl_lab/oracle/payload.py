@@ -1,0 +1,105 @@
+"""Rows that say where they come from, and that every rank can make for every other.
+
+A row is a window of one seeded vector of noise, under a header that encodes its rank and token. With torch the same
+rows are `noise.unfold(0, hidden, 1)[starts]` with the first columns overwritten by `header`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.oracle.rounding import to_bf16
+from mnnvl_lab.routing.streams import Purpose, bits
+
+HEADER_WIDTH = 5  # rank, three digits of the token, a check digit
+BASE = 256  # digits below 256 are exact in bf16 and are bytes
+WINDOWS = 65521  # a prime: tokens of one rank repeat a window only after as many
+LEAST_MAGNITUDE = 2.0**-6  # keeps every value exact in fp16 too
+
+
+def noise(seed: int, hidden: int) -> np.ndarray:
+    """float32 `[WINDOWS + H]`: bell-shaped with deviation 1.15, each value exact in bf16 and in fp16, none near zero.
+
+    A sum of four 16-bit numbers: integer arithmetic, so the same bits on every platform.
+    """
+    words = bits(WINDOWS + hidden, seed=seed, purpose=Purpose.NOISE)
+    lanes = words.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int32) - 2 * 65535
+    values = to_bf16(lanes.astype(np.float32) * np.float32(2.0**-15))
+    return np.where(np.abs(values) < LEAST_MAGNITUDE, np.float32(LEAST_MAGNITUDE), values)
+
+
+def noise_bytes(seed: int, width: int, *, part: int = 0) -> np.ndarray:
+    """uint8 `[WINDOWS + width]`; each `part` of a format (rows, scales, extras) has noise of its own."""
+    count = -(-(WINDOWS + width) // 8)
+    return bits(count, seed=seed, purpose=Purpose.NOISE, block=1 + part).view(np.uint8)[: WINDOWS + width]
+
+
+def starts(seed: int, rank: int, tokens: int) -> np.ndarray:
+    """int64 `[T]`: where in the noise each token's row begins; neighbours begin far apart."""
+    return (np.arange(tokens, dtype=np.int64) * 25013 + rank * 7919 + seed % WINDOWS) % WINDOWS
+
+
+def header(rank: int, tokens: int) -> np.ndarray:
+    """float32 `[T, HEADER_WIDTH]`: integers below 256.
+
+    Raises:
+        Refused: a rank or token beyond what the digits hold.
+    """
+    if not 0 <= rank < BASE or not 0 <= tokens <= BASE**3:
+        raise Refused(f"rank {rank} with {tokens} tokens: headers hold ranks below {BASE} and up to {BASE**3} tokens")
+    token_T = np.arange(tokens, dtype=np.int64)
+    digits_DT = np.stack([np.full_like(token_T, rank), token_T % BASE, token_T // BASE % BASE, token_T // BASE**2])
+    return np.vstack([digits_DT, _check_digit(digits_DT)]).T.astype(np.float32)
+
+
+def rows(*, seed: int, rank: int, tokens: int, hidden: int) -> np.ndarray:
+    """float32 `[T, H]`, every value exact in bf16: the rows of `rank`'s tokens.
+
+    Raises:
+        Refused: H is too small for the header, or see `header`.
+    """
+    if hidden < HEADER_WIDTH:
+        raise Refused(f"hidden is {hidden}: a row's header takes {HEADER_WIDTH} columns; use a larger hidden")
+    return _windows(noise(seed, hidden), starts(seed, rank, tokens), header(rank, tokens), hidden)
+
+
+def raw_bytes(*, seed: int, rank: int, tokens: int, width: int, part: int = 0) -> np.ndarray:
+    """uint8 `[T, width]` for quantised formats, whose content transports must not touch.
+
+    Columns beyond the row's width are cut off the header, so a row of fewer than `HEADER_WIDTH` bytes has no name.
+    """
+    heads = header(rank, tokens).astype(np.uint8)
+    return _windows(noise_bytes(seed, width, part=part), starts(seed, rank, tokens), heads, width)
+
+
+def identify(row: np.ndarray) -> tuple[int, int]:
+    """(rank, token) of a row of `rows` or `raw_bytes`, on whichever rank it turned up.
+
+    Raises:
+        Refused: no row begins like this: it is torn, stale or foreign.
+    """
+    digits = np.asarray(row)[:HEADER_WIDTH].astype(np.float64)
+    whole = len(digits) == HEADER_WIDTH and np.isfinite(digits).all() and (digits == np.floor(digits)).all()
+    if not whole or digits.min() < 0 or digits.max() >= BASE or digits[-1] != _check_digit(digits[:-1]):
+        raise Refused(f"row begins with {digits.tolist()}: no payload's header; the row is torn, stale or foreign")
+    rank, low, middle, high = digits[:-1].astype(int).tolist()
+    return rank, low + BASE * (middle + BASE * high)
+
+
+def expert_gain(expert_ids: np.ndarray) -> np.ndarray:
+    """float32: what an expert multiplies a row by. Dyadic, in [1, 2), distinct within any 128 neighbours."""
+    return (1 + np.asarray(expert_ids) * 45 % 128 / 128).astype(np.float32)
+
+
+def _check_digit(digits: np.ndarray) -> np.ndarray:
+    """Along the first axis; never that of a row of zeros or of equal digits."""
+    weights = np.array([3, 7, 31, 127]).reshape(-1, *[1] * (np.ndim(digits) - 1))
+    return (np.asarray(digits) * weights).sum(axis=0) % 251 + 5
+
+
+def _windows(vector: np.ndarray, starts_T: np.ndarray, header_TD: np.ndarray, width: int) -> np.ndarray:
+    rows_TH = np.lib.stride_tricks.sliding_window_view(vector, width)[starts_T]
+    shown = min(width, HEADER_WIDTH)
+    rows_TH[:, :shown] = header_TD[:, :shown]
+    return rows_TH
