@@ -149,7 +149,7 @@ class OneSidedWorkspace:
         )
 
     def union(self, other: OneSidedWorkspace) -> OneSidedWorkspace:
-        """The workspace that serves both needs, and a round with the larger of each; this one if it does so already.
+        """The workspace with the larger of each size: it serves both needs, and a round that mixes them.
 
         Raises:
             Refused: the needs are of groups of different size.
@@ -161,6 +161,10 @@ class OneSidedWorkspace:
             )
         names = self.__dataclass_fields__
         return replace(self, **{name: max(getattr(self, name), getattr(other, name)) for name in names})
+
+    def grown_for(self, need: OneSidedWorkspace) -> OneSidedWorkspace:
+        """This workspace if it serves `need`, else the union of both."""
+        return self if self.fits(need) else self.union(need)
 
     def _packed(self, row_bytes: Sequence[int], runtime_max_tokens: int) -> tuple[int, ...]:
         """First byte of each payload, and the end of the last."""

@@ -1,0 +1,112 @@
+"""What one mode takes of a rank's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mnnvl_lab.hardware import Gpu
+from mnnvl_lab.limits import problems
+from mnnvl_lab.need import Need
+from mnnvl_lab.workspace import OneSidedWorkspace, Region, TwoSidedWorkspace, Window, pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModePlan:
+    """Bytes of one rank in one mode.
+
+    Attributes:
+        mode: `one_sided` or `two_sided`.
+        parts: name and bytes of what the mode reserves, in order.
+        regions: of the workspace, disjoint.
+        prepare_regions: of the allocation of `prepare`, whose offsets begin at 0 again (two-sided).
+        windows: where all that is allocated lies in the address space.
+        channels: FIFOs from each peer (two-sided).
+        refusal: why the kernels cannot serve this, or None; the bytes are given all the same.
+    """
+
+    mode: str
+    parts: tuple[tuple[str, int], ...]
+    regions: tuple[Region, ...]
+    prepare_regions: tuple[Region, ...] = ()
+    windows: tuple[Window, ...]
+    channels: int | None = None
+    refusal: str | None = None
+
+    @property
+    def prepare_bytes(self) -> int:
+        """Bytes asked for apart from the workspace, for `prepare`; 0 in one-sided mode."""
+        return dict(self.parts).get("prepare", 0)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes asked for as the workspace; in two-sided mode the FIFOs alone."""
+        return self.asked_bytes - self.prepare_bytes
+
+    @property
+    def asked_bytes(self) -> int:
+        return sum(size for _, size in self.parts)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory that is gone: every allocation of the mode, rounded up."""
+        return sum(window.allocated_bytes for window in self.windows)
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(window.mapped_bytes for window in self.windows)
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(window.reserved_bytes for window in self.windows)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        totals = ("workspace_bytes", "allocated_bytes", "mapped_bytes", "reserved_bytes")
+        return {
+            **{name: getattr(self, name) for name in totals},
+            **{f"{name}_bytes": size for name, size in self.parts},
+            "regions": _listed(self.regions),
+            **({"prepare_regions": _listed(self.prepare_regions)} if self.prepare_regions else {}),
+            **({"channels": self.channels} if self.channels else {}),
+            "refusal": self.refusal,
+        }
+
+
+def one_sided(need: Need) -> ModePlan:
+    """The one-sided workspace of `need`."""
+    workspace = OneSidedWorkspace.of(need)
+    return ModePlan(
+        mode="one_sided",
+        parts=(
+            ("aux", workspace.aux_bytes),
+            ("dispatch", workspace.dispatch_bytes),
+            ("combine", workspace.combine_bytes),
+        ),
+        regions=workspace.tiles,
+        windows=pack([workspace.workspace_bytes], ep_size=need.ep_size),
+        refusal=next(problems(need, "one_sided"), None),
+    )
+
+
+def two_sided(need: Need, gpu: Gpu) -> ModePlan:
+    """The FIFOs and the workspace of `prepare`, allocated in this order; neither depends on tokens or hidden size.
+
+    Raises:
+        Refused: not one channel fits the multiprocessors.
+    """
+    workspace = TwoSidedWorkspace(ep_size=need.ep_size, multiprocessors=gpu.multiprocessors, sm_limit=need.sm_limit)
+    return ModePlan(
+        mode="two_sided",
+        parts=(("fifo", workspace.workspace_bytes), ("prepare", workspace.prepare_bytes)),
+        regions=workspace.regions,
+        prepare_regions=workspace.prepare_regions,
+        windows=pack([workspace.workspace_bytes, workspace.prepare_bytes], ep_size=need.ep_size),
+        channels=workspace.channels,
+        refusal=next(problems(need, "two_sided"), None),
+    )
+
+
+def _listed(regions: Iterable[Region]) -> list[dict]:
+    fields = ("name", "offset_bytes", "size_bytes")
+    return [{field: getattr(region, field) for field in fields} for region in regions]

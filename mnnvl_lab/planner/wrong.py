@@ -1,0 +1,112 @@
+"""A workspace over a group that is not the EP group: what it would be, why it is smaller, and why it is wrong.
+
+vLLM gave FlashInfer the communicator of the DP group, until pull request 40893. The row of a rank was still sized for
+the EP group, so that no memory was saved: what shrinks is the number of rows that a rank can see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.planner.modes import ModePlan
+from mnnvl_lab.planner.plans import GIB, Plan
+from mnnvl_lab.show import html_block, text_block
+from mnnvl_lab.workspace import Window, pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongGroup:
+    """One mode's workspace, allocated over another group.
+
+    Attributes:
+        layout: gives both groups.
+        group: name of the group whose communicator allocates.
+        right: the mode's plan over the EP group.
+    """
+
+    layout: Layout
+    group: str
+    right: ModePlan
+
+    @property
+    def spans(self) -> int:
+        """Rows of the workspace: ranks of the group that allocates it."""
+        return len(self.layout.group_of(self.group, 0))
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """What is allocated: rows of the right size, but `spans` of them."""
+        asked = [allocation.asked_bytes for window in self.right.windows for allocation in window.allocations]
+        return pack(asked, ep_size=self.spans)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return sum(window.allocated_bytes for window in self.windows)
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(window.mapped_bytes for window in self.windows)
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(window.reserved_bytes for window in self.windows)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the group is another one than the EP group."""
+        return any(
+            self.layout.group_of(self.group, r) != self.layout.group_of("ep", r) for r in range(self.layout.world_size)
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a rank: the row that its kernel takes for its own, whose that is, and who is out of its reach."""
+        return pd.DataFrame([self._reach(rank) for rank in range(self.layout.world_size)])
+
+    def __str__(self) -> str:
+        return text_block(self._title, self.to_frame(), self._notes)
+
+    def _repr_html_(self) -> str:
+        return html_block(self._title, self.to_frame(), self._notes)
+
+    def _reach(self, rank: int) -> dict:
+        mapped, ep_group = self.layout.group_of(self.group, rank), self.layout.group_of("ep", rank)
+        row = self.layout.ep_rank(rank)
+        return {
+            "rank": rank,
+            "ep_rank": row,
+            "row_of_this_rank": mapped.index(rank),
+            "rank_of_row_ep_rank": str(mapped[row]) if row < len(mapped) else "none",
+            "out_of_reach": " ".join(str(peer) for peer in ep_group if peer not in mapped) or "none",
+        }
+
+    @property
+    def _title(self) -> str:
+        ranks = f"{self.spans} of {self.layout.ep_size} rows"
+        return (
+            f"The {self.right.mode} workspace over the {self.group.upper()} group: {ranks} ({self.layout.arithmetic})"
+        )
+
+    @property
+    def _notes(self) -> list[str]:
+        if not self.is_wrong:
+            return [f"here the {self.group.upper()} group is the EP group: nothing is wrong"]
+        return [
+            f"allocated a rank: {self.allocated_bytes / GIB:.3f} GiB, as over the EP group: a row is sized for it",
+            f"mapped: {self.mapped_bytes / GIB:.3f} GiB instead of {self.right.mapped_bytes / GIB:.3f}: smaller, "
+            "because the rows of the ranks out of reach are missing",
+            "wrong, because the kernels take row i to be EP rank i's: most rows are another rank's, or none's",
+        ]
+
+
+def wrong_group(plan: Plan, *, mode: str = "one_sided", group: str = "dp") -> WrongGroup:
+    """What a plan's workspace would be over another group, by default the DP group of vLLM's bug.
+
+    Raises:
+        Refused: the layout has no such group.
+    """
+    plan.layout.groups(group)
+    right = {planned.mode: planned for planned in plan.modes}[mode]
+    return WrongGroup(layout=plan.layout, group=group, right=right)
