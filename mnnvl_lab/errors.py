@@ -9,6 +9,10 @@ class Refused(LabError, ValueError):
     """Input that breaks a rule of the kernels or of arithmetic: refused before anything is sent."""
 
 
+class SmLimitFixed(Refused):
+    """A process has used the two-sided kernels with another number of multiprocessors: only new ranks can change it."""
+
+
 class WorkspaceMismatch(LabError, RuntimeError):
     """A workspace that spans another number of ranks than the EP group (vLLM pull request 40893).
 

@@ -30,6 +30,10 @@ class Admitted:
     batch: Batch
 
 
+def bare(batch: Batch | Admitted) -> Batch:
+    return batch.batch if isinstance(batch, Admitted) else batch
+
+
 class Transport(ABC):
     """A mode on a fabric, open for one `Exchange`.
 
@@ -94,6 +98,23 @@ class Transport(ABC):
         combined = self._combine(partials)
         self._state = "idle"
         return combined
+
+    def enqueue_prepare(self, batch: Batch | Admitted) -> None:
+        """The bare phase, for clocks and CUDA graphs: nothing is checked, no state kept, no wait for a device.
+
+        The caller has admitted the batch, calls the phases in turn and on all ranks. A transport on GPUs only launches
+        kernels here, and can be captured; one on the host has done the work when it returns.
+        """
+        self.prepare(Admitted(batch=bare(batch)))
+
+    def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
+        """Like `enqueue_prepare`, which the caller calls first where the mode has that phase."""
+        self._dispatch(bare(batch))
+
+    def enqueue_combine(self, partials: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+        """Like `enqueue_prepare`; the result goes into `output`, `[T, H]`, if it is given."""
+        combined = self._combine(partials)
+        return combined if output is None else output.copy_(combined)
 
     def partials_buffer(self, received: Received) -> torch.Tensor:
         """Where the experts write their result, `[rows, H]`; it lies in the workspace with `payload_in_workspace`."""

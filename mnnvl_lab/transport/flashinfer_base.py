@@ -1,0 +1,127 @@
+"""What the two FlashInfer transports share: their memory, its end, and the kernels' own words."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mnnvl_lab.errors import LabError, Refused, WorkspaceMismatch
+from mnnvl_lab.transport.base import Transport
+from mnnvl_lab.transport.exchange import Batch, Exchange, Received
+from mnnvl_lab.transport.peek import cut
+from mnnvl_lab.transport.symmetric import SymmetricMemory
+from mnnvl_lab.workspace import Region
+
+if TYPE_CHECKING:
+    import torch
+
+    from mnnvl_lab.ranks.rank import Rank
+
+
+class FlashInferTransport(Transport):
+    """A mode over FlashInfer's kernels, on the fabric of its rank (`nvlink` or `shared_gpu`)."""
+
+    def __init__(self, rank: Rank, exchange: Exchange):
+        super().__init__(rank, exchange)
+        self.fabric = rank.fabric
+        self._workspace_group = rank.group(exchange.workspace_group)
+        self._memories: list[SymmetricMemory] = []
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        self.group.barrier()  # a late memset must not erase a peer's first epoch
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Allocate and initialise; what fails here gives its memory back."""
+
+    @abstractmethod
+    def _received(self) -> Received:
+        """Wait for the dispatch in flight and read on the host how much came."""
+
+    def _dispatch(self, batch: Batch) -> Received:
+        self.enqueue_dispatch(batch)
+        return self._received()
+
+    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
+        rows = self.ep_size * self._round.runtime_max_tokens
+        form = (rows, self.exchange.hidden), self.combine_dtype
+        if (tuple(partials.shape), partials.dtype) != form or not partials.is_contiguous():
+            raise Refused(
+                f"partials are {tuple(partials.shape)} of {partials.dtype}: combine takes contiguous {form[0]} of "
+                f"{form[1]}, a row for each received row; fill partials_buffer(received)"
+            )
+        return self.enqueue_combine(partials)
+
+    def workspace_row(self) -> np.ndarray:
+        """A copy of this rank's own row, uint8 `[workspace_bytes]`; waits for what is enqueued."""
+        return self._memories[0].own_row.cpu().numpy()
+
+    def regions(self) -> dict[str, np.ndarray]:
+        """A copy of this rank's own row, cut into its regions."""
+        return cut(self.workspace_row(), self.workspace.regions)
+
+    @abstractmethod
+    def peek_flags(self) -> dict[str, np.ndarray]:
+        """What this rank's flags say now, readable from another thread while a kernel spins on them."""
+
+    def close(self) -> None:
+        with ExitStack() as every_one_even_if_one_fails:
+            while self._memories:
+                every_one_even_if_one_fails.callback(self._memories.pop().close)
+
+    @property
+    def spans(self) -> int:
+        """Ranks that the workspace spans; only `ep_size` is right."""
+        return self._workspace_group.size
+
+    def _allocate(self, size_bytes: int) -> SymmetricMemory:
+        memory = SymmetricMemory(self._workspace_group, size_bytes=size_bytes, device=self.rank.device)
+        self._memories.append(memory)
+        return memory
+
+    @contextmanager
+    def _kernel_words(self, phase: str):
+        """Let a kernel that refuses a workspace over another group say so in its own words."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.spans == self.ep_size:
+                raise
+            raise WorkspaceMismatch(
+                kernel_words=first_line(error),
+                phase=phase,
+                spans=self.spans,
+                group=self.exchange.workspace_group,
+                ep_size=self.ep_size,
+                arithmetic=self.exchange.layout.arithmetic,
+            ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the C++ frames that may follow."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def require_prediction(what: str, *, predicted: object, asked: object) -> None:
+    """Stop when FlashInfer asks for other bytes than this package computes: then its figures are wrong.
+
+    Raises:
+        LabError: the two differ.
+    """
+    if predicted != asked:
+        raise LabError(
+            f"{what}: {predicted} predicted but FlashInfer asks for {asked}: they must be equal; "
+            "use the FlashInfer version that mnnvl_lab.workspace mirrors, or correct its arithmetic"
+        )
+
+
+def between(regions: tuple[Region, ...], first: str, last: str) -> tuple[Region, ...]:
+    """The regions from `first` to `last`, both included."""
+    names = [region.name for region in regions]
+    return regions[names.index(first) : names.index(last) + 1]

@@ -1,0 +1,146 @@
+"""`one_sided` on GPUs: FlashInfer's functional API (`comm/trtllm_moe_alltoall.py`) on a workspace of this project.
+
+Dispatch puts a token's row into the workspace of every rank that owns one of its experts; combine pulls the partial
+sums from there. The functional API leaves to its caller: the barrier after initialising, equal offsets on all ranks,
+ids and token counts within range (`admit` sees to the last two).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.transport.base import Admitted, bare
+from mnnvl_lab.transport.exchange import Batch, Received
+from mnnvl_lab.transport.flashinfer_base import FlashInferTransport, between, require_prediction
+from mnnvl_lab.transport.peek import FlagWatch, cut
+from mnnvl_lab.workspace import OneSidedWorkspace
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FlashInferOneSided(FlashInferTransport):
+    """Puts and pulls by FlashInfer's kernels. Received rows are views of the workspace, `M` rows a source."""
+
+    mode = "one_sided"
+
+    def _open(self) -> None:
+        import flashinfer.comm.trtllm_moe_alltoall as kernels
+
+        x = self.exchange
+        self._kernels, self._views, self._view_cache = kernels, [], {}
+        self.workspace = OneSidedWorkspace.of(x)
+        sizes = (x.ep_size, x.max_tokens, x.dispatch_bytes_per_token, x.combine_bytes_per_token, x.eplb_stats_experts)
+        asked = kernels.moe_a2a_get_workspace_size_per_rank(*sizes)
+        require_prediction("one-sided workspace bytes", predicted=self.workspace.workspace_bytes, asked=asked)
+        self._memory = self._allocate(self.workspace.workspace_bytes)
+        with self._kernel_words("open"):
+            self._metainfo = kernels.moe_a2a_initialize(
+                self._memory.rows, self.ep_rank, self.ep_size, x.max_tokens, x.eplb_stats_experts
+            )
+        predicted = self.workspace.metainfo.tolist()
+        require_prediction("one-sided offsets", predicted=predicted, asked=self._metainfo.tolist())
+        self._flags = between(self.workspace.regions, "flag_val", "combine_completion_flags")
+        self._watch = FlagWatch(self._memory.own_row[: self._flags[-1].end_bytes])
+
+    def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
+        self._round = batch = bare(batch)
+        x = self.exchange
+        self._views, self._combine_offset, self._eplb_stats_RE = self._kernels.moe_a2a_dispatch(
+            batch.experts_TK,
+            [*batch.payloads, batch.experts_TK, batch.weights_TK],
+            self._memory.rows,
+            self._metainfo,
+            batch.runtime_max_tokens,
+            self.ep_rank,
+            self.ep_size,
+            x.top_k,
+            x.experts,
+            eplb_local_stats=batch.eplb_stats_E,
+            **self._rank_mask(batch),
+            recv_view_cache=self._view_cache,
+        )
+
+    def enqueue_combine(self, partials: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+        x, batch = self.exchange, self._round
+        M = batch.runtime_max_tokens
+        return self._kernels.moe_a2a_combine(
+            partials.view(self.ep_size, M, x.hidden),
+            batch.tokens,
+            self._memory.rows,
+            self._metainfo,
+            M,
+            self.ep_rank,
+            self.ep_size,
+            x.top_k,
+            self._combine_offset,
+            payload_in_workspace=x.payload_in_workspace,
+            output=self._output(batch) if output is None else output,
+            use_low_precision=x.low_precision_combine,
+            **self._rank_mask(batch),
+        )
+
+    def partials_buffer(self, received: Received) -> torch.Tensor:
+        if not self.exchange.payload_in_workspace:
+            return super().partials_buffer(received)
+        rows = self.ep_size * self._round.runtime_max_tokens
+        begin = self._combine_offset
+        end = begin + rows * self.exchange.combine_bytes_per_token
+        return self._memory.own_row[begin:end].view(self.combine_dtype).view(rows, self.exchange.hidden)
+
+    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
+        expected = self._memory.own_row.data_ptr() + self._combine_offset
+        if self.exchange.payload_in_workspace and partials.data_ptr() != expected:
+            raise Refused(
+                f"partials lie at {partials.data_ptr():#x} but payload_in_workspace wants them at {expected:#x}: "
+                "write them into partials_buffer(received)"
+            )
+        return super()._combine(partials)
+
+    def sanitize(self, invalid_expert: int) -> None:
+        """Write `invalid_expert` over the stale ids of received rows that hold no token (`Received.experts`)."""
+        self._kernels.moe_a2a_sanitize_expert_ids(
+            self._views[-2], self._memory.rows, self._metainfo, self.ep_rank, invalid_expert
+        )
+
+    def peek_flags(self) -> dict[str, np.ndarray]:
+        """`flag_val`, `recv_counters`, the completion flags of either phase ...: this rank's row, by region."""
+        return cut(self._watch.read(), self._flags)
+
+    def close(self) -> None:
+        self._views, self._view_cache = [], {}
+        super().close()
+
+    def _output(self, batch: Batch) -> torch.Tensor:
+        import torch
+
+        return torch.empty(batch.tokens, self.exchange.hidden, dtype=self.combine_dtype, device=self.rank.device)
+
+    def _rank_mask(self, batch: Batch) -> dict[str, object]:
+        if not self.exchange.enable_rank_mask:
+            return {}
+        active = range(self.ep_size) if batch.active_ranks is None else batch.active_ranks
+        mask = self._kernels.moe_a2a_active_rank_mask(active, self.ep_size)
+        return {"enable_rank_mask": True, "active_rank_mask": mask}
+
+    def _received(self) -> Received:
+        M = self._round.runtime_max_tokens
+        *payloads, experts, weights = (view.flatten(0, 1) for view in self._views)
+        return Received(
+            payloads=tuple(payloads),
+            experts=experts,
+            weights=weights,
+            counts_R=self._counts_R(),
+            starts_R=tuple(range(0, self.ep_size * M, M)),
+            eplb_stats_RE=self._eplb_stats_RE,
+        )
+
+    def _counts_R(self) -> tuple[int, ...]:
+        """Rows from each source; a source that the mask leaves out has an old round's count in the workspace."""
+        counters = self.workspace.regions[3]
+        counts = self._memory.own_row[counters.offset_bytes : counters.end_bytes].cpu().numpy().view(np.int32)
+        active = self._round.active_ranks
+        return tuple(int(n) if active is None or source in active else 0 for source, n in enumerate(counts))
