@@ -1,0 +1,113 @@
+"""The rank's end: one `Engine` in the namespace of each ipyparallel engine answers what the notebook's process asks.
+
+Requests and answers are pickled here, by reference to package functions, so that no code travels and arrays come back
+writable. Both ends are this package's own processes and every message between them is signed.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnnvl_lab.ranks.mark import Mark
+from mnnvl_lab.ranks.rank import Rank, Seat
+
+RANK_HINTS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")  # set by MPI and Slurm launchers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who an engine is: its process, its machine, and its place as its launcher counts, if it does."""
+
+    pid: int
+    host: str
+    place: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A rank function's exception. `error` is the object itself where it can be pickled."""
+
+    error: BaseException | None
+    words: str
+    report: str
+
+
+class Engine:
+    """One engine's state: the rank that it is now, if any."""
+
+    def __init__(self):
+        import torch  # noqa: F401 - loaded while the other processes start
+
+        self.rank: Rank | None = None
+        self._store = None
+        self._mark: Mark | None = None
+        self._stack_file = None
+
+    def answer(self, request: bytes) -> bytes:
+        """Do what is asked; never raise."""
+        try:
+            method, args, kwargs = pickle.loads(request)
+            return pickle.dumps(getattr(self, method)(*args, **kwargs))
+        except BaseException as error:  # also SystemExit of a rank function: the engine must live on
+            return pickle.dumps(_failure(error))
+
+    def identify(self) -> Identity:
+        place = next((int(os.environ[hint]) for hint in RANK_HINTS if hint in os.environ), 0)
+        return Identity(pid=os.getpid(), host=socket.gethostname(), place=place)
+
+    def prepare(self, path: list[str], run_dir: Path, env: dict[str, str]) -> None:
+        """Import from where the notebook imports; say on SIGUSR1 where the process is, even inside C code."""
+        sys.path.extend(entry for entry in path if entry not in sys.path)
+        os.environ.update(env)
+        if self._mark is None:
+            run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._mark = Mark(run_dir)
+            self._stack_file = open(run_dir / f"stack-{os.getpid()}", "w")  # noqa: SIM115 - lives as long as the process
+            faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
+
+    def host_store(self, address: str) -> tuple[str, int]:
+        """The TCPStore through which groups find each other: a port that the system chose, on one address only."""
+        import torch.distributed as dist
+
+        if self._store is None:
+            listener = socket.create_server((address, 0))
+            port = listener.getsockname()[1]
+            self._store = dist.TCPStore(
+                address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+            )
+        return address, self._store.port
+
+    def join(self, seat: Seat) -> None:
+        """Become a rank, leaving the place held before."""
+        self.leave()
+        self.rank = Rank(seat, self._mark)
+
+    def leave(self) -> None:
+        if self.rank is not None:
+            rank, self.rank = self.rank, None
+            rank.close()
+
+    def run(self, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._mark.write(fn.__name__)
+        return fn(self.rank, *args, **kwargs)
+
+
+def _failure(error: BaseException) -> Failure:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        portable = None
+    else:
+        portable = error
+    words = "".join(traceback.format_exception_only(error)).strip()
+    return Failure(error=portable, words=words, report="".join(traceback.format_exception(error)))

@@ -1,0 +1,86 @@
+"""A group of ranks, as one of its members sees it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mnnvl_lab.errors import Refused
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+
+class Group:
+    """Collective operations among some ranks of the layout. Every member calls the same ones in the same order.
+
+    Connections are made at first use, by the members alone: other ranks need not take part.
+
+    Attributes:
+        name: `world`, `ep`, `tp`, `dp`, `pcp` or `pp`.
+        ranks: global ranks of the members, in the group's order.
+        rank: this process's place among them.
+        size: how many they are.
+    """
+
+    def __init__(self, *, name: str, ranks: tuple[int, ...], member: int, fabric: str):
+        self.name, self.ranks, self.fabric = name, tuple(ranks), fabric
+        self.rank, self.size = self.ranks.index(member), len(self.ranks)
+
+    def __repr__(self):
+        return f"Group({self.name}, ranks {list(self.ranks)}, this is {self.rank})"
+
+    @cached_property
+    def process_group(self) -> dist.ProcessGroup:
+        """The torch.distributed group over Gloo, for objects and host tensors."""
+        return self._new_group("gloo")
+
+    @cached_property
+    def device_group(self) -> dist.ProcessGroup:
+        """The torch.distributed group for tensors on the ranks' own device: NCCL where each rank has a GPU.
+
+        Raises:
+            Refused: several ranks share a GPU, which NCCL does not allow.
+        """
+        if self.fabric == "host":
+            return self.process_group
+        if self.fabric == "shared_gpu":
+            raise Refused(
+                "NCCL on fabric shared_gpu: it refuses two ranks on one GPU (Duplicate GPU detected); "
+                "use fabric nvlink for the NCCL baselines, with a GPU a rank"
+            )
+        return self._new_group("nccl")
+
+    def allgather(self, obj: Any) -> list[Any]:
+        """Every member's object, in the group's order."""
+        if self.size == 1:
+            return [obj]
+        import torch.distributed as dist
+
+        objects = [None] * self.size
+        dist.all_gather_object(objects, obj, group=self.process_group)
+        return objects
+
+    def broadcast(self, obj: Any, root: int = 0) -> Any:
+        """The object of the member `root` (its place in the group) on all members."""
+        if self.size == 1:
+            return obj
+        import torch.distributed as dist
+
+        box = [obj]
+        dist.broadcast_object_list(box, group_src=root, group=self.process_group)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every member is here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier(group=self.process_group)
+
+    def _new_group(self, backend: str) -> dist.ProcessGroup:
+        import torch.distributed as dist
+
+        if backend == "gloo" and self.size == dist.get_world_size() and self.ranks == tuple(range(self.size)):
+            return dist.group.WORLD
+        return dist.new_group(list(self.ranks), backend=backend, use_local_synchronization=True)

@@ -1,0 +1,77 @@
+"""How engines are started: a table of ipyparallel's own launchers and what each needs to be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from mnnvl_lab.errors import Refused
+
+LOOPBACK = "127.0.0.1"
+STARTUP = "from mnnvl_lab.ranks.engine import Engine; engine = Engine()"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """One way to start engines.
+
+    Attributes:
+        name: as ipyparallel abbreviates it.
+        remote: engines may run on other machines: the controller listens there, and engines report their end themselves.
+        engine_args: arguments of each engine beyond the common ones.
+    """
+
+    name: str
+    remote: bool = False
+    engine_args: tuple[str, ...] = ()
+
+    @property
+    def all_engine_args(self) -> list[str]:
+        """A nanny process and heartbeats tell of an engine's end where its process cannot be watched from here."""
+        local = [] if self.remote else ["--IPEngine.enable_nanny=False", "--IPEngine.max_heartbeat_misses=0"]
+        return [f"--IPEngine.startup_command={STARTUP}", "--IPEngine.timeout=60", *local, *self.engine_args]
+
+    @property
+    def controller_args(self) -> list[str]:
+        """One controller process, encrypted sockets, a quick first heartbeat (registration waits for it), no history."""
+        return [
+            "--IPController.enable_curve=True",
+            "--IPController.use_threads=True",
+            "--IPController.broadcast_scheduler_depth=0",
+            "--IPController.db_class=NoDB",
+            "--IPController.registration_timeout=120",
+            f"--HeartMonitor.period={1000 if self.remote else 250}",
+            f"--HeartMonitor.max_heartmonitor_misses={4 if self.remote else 400}",
+        ]
+
+
+LAUNCHERS = {
+    "local": Launcher(name="local"),
+    "mpi": Launcher(name="mpi", engine_args=("--IPEngine.use_mpi=False",)),  # mpiexec places them; mpi4py is not needed
+    "ssh": Launcher(name="ssh", remote=True),
+    "slurm": Launcher(name="slurm", remote=True),
+}
+
+
+def require_launcher(name: str) -> Launcher:
+    """The launcher of that name.
+
+    Raises:
+        Refused: there is none.
+    """
+    if name not in LAUNCHERS:
+        raise Refused(f"launcher is {name!r}: it must be one of {', '.join(LAUNCHERS)}")
+    return LAUNCHERS[name]
+
+
+def host_environment() -> dict[str, str]:
+    """One thread a rank, since ranks outnumber cores, and sockets of Gloo and NCCL on the loopback interface."""
+    loopback = _loopback_interface()
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return threads | {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+
+
+def _loopback_interface() -> str:
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if any(a.address == LOOPBACK for a in addresses)), "lo")
