@@ -73,15 +73,15 @@ class Oracle:
         """int64 `[R, R]`: rows that each source sends to each target."""
         return dispatch.counts_RR([self.targets_TK(rank) for rank in range(self.ep_size)], ep_size=self.ep_size)
 
-    def rows(self, rank: int) -> np.ndarray:
-        """float32 `[T, H]`: the rows of `rank`'s tokens before dispatch."""
-        tokens = self.load.tokens_R(self.ep_size)[rank]
+    def rows(self, rank: int, tokens: payload.Tokens | None = None) -> np.ndarray:
+        """float32 `[T, H]`: the rows of `rank`'s tokens, or of some of them, before dispatch."""
+        tokens = self.load.tokens_R(self.ep_size)[rank] if tokens is None else tokens
         return payload.rows(seed=self.load.seed, rank=rank, tokens=tokens, hidden=self.hidden)
 
     def partials(self, target: int, source: int) -> np.ndarray:
         """float32 `[n, H]`: what `target` makes of the rows of `received(target)[source]`, as they travel back."""
         tokens = self.sent_tokens(source, target)
-        return self._as_sent(self.rows(source)[tokens] * self._gains_TR(source)[tokens, target, None])
+        return self._as_sent(self.rows(source, tokens) * self._gains_TR(source)[tokens, target, None])
 
     def combined(self, rank: int) -> np.ndarray:
         """float32 `[T, H]`: what combine returns to `rank`, to the last bit.

@@ -2,9 +2,13 @@
 
 A row is a window of one seeded vector of noise, under a header that encodes its rank and token. With torch the same
 rows are `noise.unfold(0, hidden, 1)[starts]` with the first columns overwritten by `header`.
+
+Wherever `tokens` is asked for, a number means the first so many, an array those very tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +20,8 @@ HEADER_WIDTH = 5  # rank, three digits of the token, a check digit
 BASE = 256  # digits below 256 are exact in bf16 and are bytes
 WINDOWS = 65521  # a prime: tokens of one rank repeat a window only after as many
 LEAST_MAGNITUDE = 2.0**-6  # keeps every value exact in fp16 too
+
+Tokens = int | Sequence[int] | np.ndarray
 
 
 def noise(seed: int, hidden: int) -> np.ndarray:
@@ -29,31 +35,31 @@ def noise(seed: int, hidden: int) -> np.ndarray:
     return np.where(np.abs(values) < LEAST_MAGNITUDE, np.float32(LEAST_MAGNITUDE), values)
 
 
-def noise_bytes(seed: int, width: int, *, part: int = 0) -> np.ndarray:
-    """uint8 `[WINDOWS + width]`; each `part` of a format (rows, scales, extras) has noise of its own."""
-    count = -(-(WINDOWS + width) // 8)
-    return bits(count, seed=seed, purpose=Purpose.NOISE, block=1 + part).view(np.uint8)[: WINDOWS + width]
+def noise_bytes(seed: int, row_bytes: int, *, part: int = 0) -> np.ndarray:
+    """uint8 `[WINDOWS + row_bytes]`; each `part` of a format (rows, scales, extras) has noise of its own."""
+    length = WINDOWS + row_bytes
+    return bits(-(-length // 8), seed=seed, purpose=Purpose.NOISE, block=1 + part).view(np.uint8)[:length]
 
 
-def starts(seed: int, rank: int, tokens: int) -> np.ndarray:
+def starts(seed: int, rank: int, tokens: Tokens) -> np.ndarray:
     """int64 `[T]`: where in the noise each token's row begins; neighbours begin far apart."""
-    return (np.arange(tokens, dtype=np.int64) * 25013 + rank * 7919 + seed % WINDOWS) % WINDOWS
+    return (_indices(tokens) * 25013 + rank * 7919 + seed % WINDOWS) % WINDOWS
 
 
-def header(rank: int, tokens: int) -> np.ndarray:
+def header(rank: int, tokens: Tokens) -> np.ndarray:
     """float32 `[T, HEADER_WIDTH]`: integers below 256.
 
     Raises:
         Refused: a rank or token beyond what the digits hold.
     """
-    if not 0 <= rank < BASE or not 0 <= tokens <= BASE**3:
-        raise Refused(f"rank {rank} with {tokens} tokens: headers hold ranks below {BASE} and up to {BASE**3} tokens")
-    token_T = np.arange(tokens, dtype=np.int64)
+    token_T = _indices(tokens)
+    if not 0 <= rank < BASE or (token_T.size and not 0 <= token_T.min() <= token_T.max() < BASE**3):
+        raise Refused(f"a token of rank {rank}: headers hold ranks below {BASE} and tokens below {BASE**3}")
     digits_DT = np.stack([np.full_like(token_T, rank), token_T % BASE, token_T // BASE % BASE, token_T // BASE**2])
     return np.vstack([digits_DT, _check_digit(digits_DT)]).T.astype(np.float32)
 
 
-def rows(*, seed: int, rank: int, tokens: int, hidden: int) -> np.ndarray:
+def rows(*, seed: int, rank: int, tokens: Tokens, hidden: int) -> np.ndarray:
     """float32 `[T, H]`, every value exact in bf16: the rows of `rank`'s tokens.
 
     Raises:
@@ -64,13 +70,13 @@ def rows(*, seed: int, rank: int, tokens: int, hidden: int) -> np.ndarray:
     return _windows(noise(seed, hidden), starts(seed, rank, tokens), header(rank, tokens), hidden)
 
 
-def raw_bytes(*, seed: int, rank: int, tokens: int, width: int, part: int = 0) -> np.ndarray:
-    """uint8 `[T, width]` for quantised formats, whose content transports must not touch.
+def raw_bytes(*, seed: int, rank: int, tokens: Tokens, row_bytes: int, part: int = 0) -> np.ndarray:
+    """uint8 `[T, row_bytes]` for quantised formats, whose content transports must not touch.
 
     Columns beyond the row's width are cut off the header, so a row of fewer than `HEADER_WIDTH` bytes has no name.
     """
     heads = header(rank, tokens).astype(np.uint8)
-    return _windows(noise_bytes(seed, width, part=part), starts(seed, rank, tokens), heads, width)
+    return _windows(noise_bytes(seed, row_bytes, part=part), starts(seed, rank, tokens), heads, row_bytes)
 
 
 def identify(row: np.ndarray) -> tuple[int, int]:
@@ -92,8 +98,12 @@ def expert_gain(expert_ids: np.ndarray) -> np.ndarray:
     return (1 + np.asarray(expert_ids) * 45 % 128 / 128).astype(np.float32)
 
 
+def _indices(tokens: Tokens) -> np.ndarray:
+    return np.arange(tokens, dtype=np.int64) if np.ndim(tokens) == 0 else np.asarray(tokens, dtype=np.int64)
+
+
 def _check_digit(digits: np.ndarray) -> np.ndarray:
-    """Along the first axis; never that of a row of zeros or of equal digits."""
+    """Along the first axis; at least 5, so that a row of zeros has no header."""
     weights = np.array([3, 7, 31, 127]).reshape(-1, *[1] * (np.ndim(digits) - 1))
     return (np.asarray(digits) * weights).sum(axis=0) % 251 + 5
 

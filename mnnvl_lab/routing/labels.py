@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.routing.balanced import Balanced
 from mnnvl_lab.routing.base import Routing
-from mnnvl_lab.routing.fixed import Balanced
 from mnnvl_lab.routing.hot import HotExpert, HotRank
 from mnnvl_lab.routing.popularity import LogNormal, Uniform, Zipf
 
