@@ -38,6 +38,10 @@ class WorkspaceMismatch(LabError, RuntimeError):
         return _rebuild, (type(self), self.__dict__)
 
 
+class WrongResult(LabError, AssertionError):
+    """Dispatch or combine returned other bits than the oracle: nothing measured with it counts."""
+
+
 class RankError(LabError, RuntimeError):
     """A rank that failed, died or never answered.
 

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from mnnvl_lab.measure.point import Point
+from mnnvl_lab.model import Part
 from mnnvl_lab.oracle import partial_gain, payload
 from mnnvl_lab.ranks.rank import Rank
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.exchange import Batch, Received
+
+FLOAT_ROWS = ("bfloat16", "float16", "float32")  # formats whose rows are numbers; others travel as bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,7 @@ class Work:
 
     @classmethod
     def of(cls, rank: Rank, point: Point) -> Work:
-        vector = payload.noise(seed=point.load.seed, hidden=point.exchange.hidden)
-        noise = torch.from_numpy(np.ascontiguousarray(vector)).to(rank.device)
+        noise = torch.from_numpy(payload.noise(point.load.seed, point.exchange.hidden)).to(rank.device)
         return cls(point=point, ep_rank=rank.group("ep").rank, device=rank.device, noise=noise)
 
     @property
@@ -50,44 +52,46 @@ class Work:
     def weights_TK(self) -> np.ndarray:
         return self.point.load.weights_TK(self.ep_rank, top_k=self.point.exchange.top_k)
 
-    def rows(self, rank: int, tokens: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Float32 `[len(tokens), H]`: what `rank` holds for these tokens, exact in bf16."""
-        return windows(self.noise, self.point, rank, np.asarray(tokens), self.device)
+    def tokens_of(self, rank: int) -> int:
+        """T of a rank."""
+        return self.point.load.tokens_R(self.point.exchange.ep_size)[rank]
+
+    def rows(self, rank: int, tokens: np.ndarray) -> torch.Tensor:
+        """Float32 `[len(tokens), H]`: what `rank` holds for these tokens, exact in bf16.
+
+        The torch twin of `oracle.payload.rows`: windows of the noise under a header.
+        """
+        starts = payload.starts(self.point.load.seed, rank, tokens)
+        rows = self.noise.unfold(0, self.point.exchange.hidden, 1)[self.on_device(starts)]
+        rows[:, : payload.HEADER_WIDTH] = self.on_device(payload.header(rank, tokens))
+        return rows
+
+    def on_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def batch(self) -> Batch:
         """What this rank sends."""
         return Batch(
             payloads=self.payloads(self.ep_rank, np.arange(len(self.experts_TK))),
-            experts_TK=torch.from_numpy(self.experts_TK).to(self.device),
-            weights_TK=torch.from_numpy(self.weights_TK).to(self.device),
+            experts_TK=self.on_device(self.experts_TK),
+            weights_TK=self.on_device(self.weights_TK),
             runtime_max_tokens=max(1, self.point.load.max_tokens),
         )
 
     def payloads(self, rank: int, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:
         """The payload tensors that `rank` sends for these tokens, in the dispatch format."""
-        return tuple(self._payload(part, index, rank, tokens) for index, part in enumerate(self._parts))
+        return tuple(
+            self._payload(part, index, rank, tokens) for index, part in enumerate(self.point.exchange.payload_parts)
+        )
 
-    @property
-    def _parts(self):
-        return self.point.exchange.payload_parts
-
-    def _payload(self, part, index: int, rank: int, tokens: np.ndarray) -> torch.Tensor:
+    def _payload(self, part: Part, index: int, rank: int, tokens: np.ndarray) -> torch.Tensor:
         dtype = getattr(torch, part.dtype)
-        if index == 0 and part.dtype in ("bfloat16", "float16", "float32"):
+        if index == 0 and part.dtype in FLOAT_ROWS:
             return self.rows(rank, tokens).to(dtype)
-        raw = payload.raw_bytes(seed=self.point.load.seed + index, rank=rank, tokens=tokens, row_bytes=part.row_bytes)
-        return torch.from_numpy(raw).to(self.device).view(dtype)
-
-
-def windows(noise: torch.Tensor, point: Point, rank: int, tokens: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Gather rows out of the noise and write their header: the torch twin of `oracle.payload.rows`."""
-    hidden, seed = point.exchange.hidden, point.load.seed
-    starts = torch.from_numpy(payload.starts(seed=seed, rank=rank, tokens=tokens)).to(device)
-    rows = noise.unfold(0, hidden, 1)[starts]
-    header = torch.from_numpy(payload.header(rank=rank, tokens=tokens)).to(device)
-    width = min(header.shape[1], hidden)
-    rows[:, :width] = header[:, :width]
-    return rows
+        raw = payload.raw_bytes(
+            seed=self.point.load.seed, rank=rank, tokens=tokens, row_bytes=part.row_bytes, part=index
+        )
+        return self.on_device(raw).view(dtype)
 
 
 def stand_in(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:
@@ -99,13 +103,14 @@ def stand_in(transport: Transport, work: Work, received: Received, tokens_of: Se
     partials = transport.partials_buffer(received)
     for source, tokens in enumerate(tokens_of):
         block = received.block(source)
-        gain = _gain(work, received.experts[block], received.weights[block])
+        gain = received_gain(work, received.experts[block], received.weights[block])
         partials[block] = (work.rows(source, tokens) * gain[:, None]).to(partials.dtype)
     return partials
 
 
-def _gain(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def received_gain(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Float32 `[rows]`: what this rank's experts multiply received rows by, from the ids and weights received."""
     x = work.point.exchange
     ids, shares = experts.cpu().numpy(), weights.cpu().numpy()
     gain = partial_gain(ids, shares, ep_rank=work.ep_rank, experts=x.experts, ep_size=x.ep_size)
-    return torch.from_numpy(gain).to(work.device)
+    return work.on_device(gain)

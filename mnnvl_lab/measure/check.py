@@ -1,0 +1,210 @@
+"""Compare a round with the oracle, on the rank's own device, and name what is wrong.
+
+Nothing is communicated: every rank knows from the seed what it must receive and what combine must return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mnnvl_lab.errors import Refused, WrongResult
+from mnnvl_lab.measure.work import Work, received_gain, stand_in
+from mnnvl_lab.oracle import dispatch, partial_gain, payload, reduce_slots
+from mnnvl_lab.transport.base import Transport
+from mnnvl_lab.transport.exchange import Batch, Received
+
+CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache of a core, or large enough for a GPU
+UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
+
+
+def checked_round(transport: Transport, work: Work, batch: Batch) -> tuple[torch.Tensor, str]:
+    """Dispatch, let the stand-in work, combine, and compare both with the oracle. Collective.
+
+    Returns:
+        The partials, for rounds that are timed afterwards, and how strict the comparison was (`check_combined`).
+
+    Raises:
+        WrongResult: names the rank, the row or token, and both values.
+    """
+    received = transport.dispatch(transport.admit(batch))
+    partials = stand_in(transport, work, received, check_received(work, received))
+    return partials, check_combined(work, transport.combine(partials))
+
+
+def check_received(work: Work, received: Received) -> list[np.ndarray]:
+    """Every row that had to come came, once, with its own content, ids and weights.
+
+    Returns:
+        For each source, the token of every row in the order received.
+
+    Raises:
+        WrongResult: a row is missing, surplus, torn, or not what its header says.
+    """
+    return [_check_block(work, received, source) for source in range(work.point.exchange.ep_size)]
+
+
+def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
+    block = received.block(source)
+    tokens, due = _tokens(received.payloads[0][block]), _due(work, source)
+    if not np.array_equal(np.sort(tokens), due):
+        raise WrongResult(
+            f"ep_rank {work.ep_rank} got tokens {_short(np.sort(tokens))} of ep_rank {source}, due were {_short(due)}"
+        )
+    for index, expected in enumerate(work.payloads(source, tokens)):
+        _require_equal(work, received.payloads[index][block], expected, tokens, f"payload {index} of ep_rank {source}")
+    gain = received_gain(work, received.experts[block], received.weights[block])
+    expected = work.on_device(_gains_TR(work, source)[tokens, work.ep_rank])
+    _require_equal(work, gain[:, None], expected[:, None], tokens, f"ids and weights of ep_rank {source}")
+    return tokens
+
+
+def _tokens(rows: torch.Tensor) -> np.ndarray:
+    """Tokens by the headers; a torn header gives a token that is not due."""
+    numeric = rows if rows.dtype in (torch.bfloat16, torch.float16, torch.float32) else rows.view(torch.uint8)
+    digits = torch.nan_to_num(numeric[:, : payload.HEADER_WIDTH].float()).cpu().numpy().astype(np.int64)
+    return digits[:, 1] + payload.BASE * (digits[:, 2] + payload.BASE * digits[:, 3])
+
+
+def _due(work: Work, source: int) -> np.ndarray:
+    """Tokens of `source` that must arrive here: those routed here, or all where everything is gathered."""
+    if work.point.exchange.mode == "allgather_reducescatter":
+        return np.arange(work.tokens_of(source))
+    return dispatch.sent_tokens(_targets_TK(work, source), work.ep_rank)
+
+
+def _targets_TK(work: Work, source: int) -> np.ndarray:
+    x = work.point.exchange
+    chosen = work.point.load.experts_TK(source, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
+    return dispatch.target_ranks(chosen, experts=x.experts, ep_size=x.ep_size)
+
+
+def _gains_TR(work: Work, source: int) -> np.ndarray:
+    """What each rank's experts multiply each of a source's rows by."""
+    x = work.point.exchange
+    shape = {"experts": x.experts, "ep_size": x.ep_size}
+    chosen = work.point.load.experts_TK(source, **shape, top_k=x.top_k)
+    weights = work.point.load.weights_TK(source, top_k=x.top_k)
+    return np.stack([partial_gain(chosen, weights, ep_rank=r, **shape) for r in range(x.ep_size)], axis=1)
+
+
+def check_combined(work: Work, combined: torch.Tensor) -> str:
+    """What combine returned is the sum of the partials.
+
+    One-sided must agree with the kernel's own order of additions to the last bit. The others leave the order to a
+    library: they must agree to the last bit where a token has at most two partials (then any order rounds alike), and
+    elsewhere within what rounding allows. All-gather/reduce-scatter also rounds on the way: bounded everywhere.
+
+    Returns:
+        `exact` if every token agreed to the last bit, else `bounded`.
+
+    Raises:
+        WrongResult: names the first wrong token, with both values.
+    """
+    strict = True
+    for chunk in _chunks(work):
+        result = combined[chunk.tokens]
+        exact = chunk.exact(work.point.exchange)
+        same = _same_bits(result, exact)
+        if bool(same.all()):
+            continue
+        strict = False
+        right = _within_rounding(work, chunk, result) & ~_must_be_exact(work, chunk)
+        _require(work, same | right[:, None], result, exact, np.arange(chunk.tokens.start, chunk.tokens.stop))
+    return "exact" if strict else "bounded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some tokens' K slots, each `[t, H]` float32; a slot that no rank serves holds +0."""
+
+    tokens: slice
+    slots: list[torch.Tensor]
+    contributors_T: torch.Tensor
+
+    def exact(self, exchange) -> torch.Tensor:
+        final = torch.bfloat16 if exchange.low_precision_combine else _dtype(exchange.combine_dtype)
+        return reduce_slots(self.slots).to(final)
+
+
+def _chunks(work: Work) -> Iterator[Chunk]:
+    targets_TK, gains_TR = _targets_TK(work, work.ep_rank), _gains_TR(work, work.ep_rank)
+    tokens = len(targets_TK)
+    step = max(1, CHUNK_BYTES[work.device.type] // (4 * work.point.exchange.hidden))
+    for start in range(0, tokens, step):
+        chosen = np.arange(start, min(start + step, tokens))
+        rows, targets = work.rows(work.ep_rank, chosen), targets_TK[chosen]
+        gains = np.take_along_axis(gains_TR[chosen], np.maximum(targets, 0), axis=1)
+        slots = [_slot(work, rows, gains[:, k], targets[:, k] >= 0) for k in range(targets.shape[1])]
+        contributors = work.on_device((targets >= 0).sum(axis=1))
+        yield Chunk(tokens=slice(start, start + len(chosen)), slots=slots, contributors_T=contributors)
+
+
+def _slot(work: Work, rows: torch.Tensor, gain: np.ndarray, served: np.ndarray) -> torch.Tensor:
+    x = work.point.exchange
+    partial = (rows * work.on_device(gain)[:, None]).to(_dtype(x.combine_dtype))
+    if x.low_precision_combine:
+        partial = partial.float().clamp(-448, 448).to(torch.float8_e4m3fn)
+    return torch.where(work.on_device(served)[:, None], partial.float(), 0.0)
+
+
+def _must_be_exact(work: Work, chunk: Chunk) -> torch.Tensor:
+    mode = work.point.exchange.mode
+    if mode == "allgather_reducescatter":
+        return torch.zeros_like(chunk.contributors_T, dtype=torch.bool)
+    return (chunk.contributors_T <= 2) | (mode == "one_sided")
+
+
+def _within_rounding(work: Work, chunk: Chunk, result: torch.Tensor) -> torch.Tensor:
+    """Tokens whose every value lies within the rounding error of a sum in any order (Higham, section 4.2)."""
+    x = work.point.exchange
+    true = sum(slot.double() for slot in chunk.slots)
+    scale = sum(slot.double().abs() for slot in chunk.slots)
+    roundings = x.ep_size if x.mode == "allgather_reducescatter" else 1
+    bound = roundings * UNIT_ROUNDOFF[x.combine_dtype] * scale
+    return ((result.double() - true).abs() <= bound).all(dim=1)
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def _same_bits(result: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    if result.shape != expected.shape or result.dtype != expected.dtype:
+        raise WrongResult(
+            f"{list(result.shape)} of {result.dtype} where {list(expected.shape)} of {expected.dtype} is due"
+        )
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[result.element_size()]
+    return result.contiguous().view(bits) == expected.contiguous().view(bits)
+
+
+def _require_equal(work: Work, got: torch.Tensor, expected: torch.Tensor, tokens: np.ndarray, what: str) -> None:
+    _require(work, _same_bits(got, expected), got, expected, tokens, what)
+
+
+def _require(work: Work, right: torch.Tensor, got, expected, tokens: np.ndarray, what: str = "combined row") -> None:
+    if bool(right.all()):
+        return
+    wrong_row, wrong_column = (~right).nonzero()[0].tolist()
+    values = [float(side.float()[wrong_row, wrong_column]) for side in (got, expected)]
+    raise WrongResult(
+        f"ep_rank {work.ep_rank}, mode {work.point.exchange.mode}: {what}, token {tokens[wrong_row]}, column "
+        f"{wrong_column} is {values[0]} where {values[1]} is due{_name_row(got[wrong_row])}"
+    )
+
+
+def _name_row(row: torch.Tensor) -> str:
+    """Whose row it is, if it still has a header."""
+    numeric = row if row.dtype in (torch.bfloat16, torch.float16, torch.float32) else row.view(torch.uint8)
+    try:
+        rank, token = payload.identify(numeric[: payload.HEADER_WIDTH].float().cpu().numpy())
+    except Refused:
+        return ""
+    return f" (the row says it is token {token} of ep_rank {rank})"
+
+
+def _short(tokens: np.ndarray) -> str:
+    return f"{len(tokens)} {tokens[:6].tolist()}{'...' if len(tokens) > 6 else ''}"
