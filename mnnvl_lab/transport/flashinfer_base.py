@@ -13,7 +13,7 @@ from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.exchange import Batch, Exchange, Received
 from mnnvl_lab.transport.peek import cut
 from mnnvl_lab.transport.symmetric import SymmetricMemory
-from mnnvl_lab.workspace import Region
+from mnnvl_lab.workspace import Allocation, Region
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,11 @@ class FlashInferTransport(Transport):
         with ExitStack() as every_one_even_if_one_fails:
             while self._memories:
                 every_one_even_if_one_fails.callback(self._memories.pop().close)
+
+    @property
+    def allocations(self) -> tuple[Allocation, ...]:
+        """What this rank has allocated: one a workspace, each in a window of its own."""
+        return tuple(Allocation(asked_bytes=memory.size_bytes, ep_size=self.spans) for memory in self._memories)
 
     @property
     def spans(self) -> int:
