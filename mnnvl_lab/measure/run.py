@@ -1,15 +1,12 @@
-"""Run a sweep on rank processes: every point opened, checked, timed, checked again and closed."""
+"""One point on the rank processes: opened, checked, timed, checked again and closed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import pandas as pd
-from tqdm.auto import tqdm
 
-from mnnvl_lab.measure.point import Point, Sweep
+from mnnvl_lab.measure.point import Point
 from mnnvl_lab.ranks import Ranks
 
 POINT_TIMEOUT_S = 120
@@ -63,28 +60,3 @@ def measure(point: Point, ranks: Ranks) -> pd.DataFrame:
         for rank, result in enumerate(results)
     ]
     return pd.concat(per_rank, ignore_index=True).assign(fabric=ranks.fabric, **point.columns)
-
-
-def run(sweep: Sweep, *, ranks: Ranks | None = None, progress: bool = True) -> pd.DataFrame:
-    """Measure every point of a sweep.
-
-    Args:
-        sweep: the points.
-        ranks: warm ranks to use and leave warm; without them, ranks are started and stopped here.
-        progress: show a progress bar.
-    """
-    points = list(sweep.points())
-    with ranks_for(sweep, ranks) as warm:
-        tables = [measure(point, warm) for point in tqdm(points, desc="points", disable=not progress)]
-    return pd.concat(tables, ignore_index=True)
-
-
-@contextmanager
-def ranks_for(sweep: Sweep, ranks: Ranks | None) -> Iterator[Ranks]:
-    """The ranks given, left open; or fresh ones for the largest layout, closed at the end."""
-    if ranks is not None:
-        yield ranks
-        return
-    largest = max(sweep.layouts, key=lambda layout: layout.world_size)
-    with Ranks(largest, fabric=sweep.fabric) as fresh:
-        yield fresh
