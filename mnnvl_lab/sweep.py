@@ -49,14 +49,15 @@ def run(
         tables = list(_measured(sweep, list(sweep.points()), ranks, progress))
         return records.new_table(pd.concat(tables, ignore_index=True), origin)
     with records.Appender(out, origin, resume=resume) as kept:
-        due = [point for point in sweep.points() if not _is_done(point, sweep.fabric, kept.done)]
+        done = kept.done
+        due = [point for point in sweep.points() if _key(point, sweep.fabric) not in done]
         for table in _measured(sweep, due, ranks, progress):
             kept.add(table)
         return kept.table
 
 
-def _is_done(point: Point, fabric: str, done: set[tuple]) -> bool:
-    return records.point_key(point.columns | {"fabric": fabric}) in done
+def _key(point: Point, fabric: str) -> tuple:
+    return records.point_key(point.columns | {"fabric": fabric})
 
 
 def _measured(sweep: Sweep, points: list[Point], ranks: Ranks | None, progress: bool) -> Iterator[pd.DataFrame]:

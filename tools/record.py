@@ -1,0 +1,91 @@
+"""Record the data that `data/README.md` describes, on a machine with GPUs.
+
+    python -m tools.record sweeps --fabric nvlink --ranks 2 --out data/nvlink_ep2.parquet
+    python -m tools.record conformance --out data/conformance
+
+Every command stands alone and can be repeated; sweeps go on where they were stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from mnnvl_lab import conformance, records
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure import Sampling, Sweep
+from mnnvl_lab.model import require_model
+from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.routing import Uniform, Zipf
+from mnnvl_lab.sweep import run
+from mnnvl_lab.transport.exchange import MODES
+
+TOKENS = tuple(2**n for n in range(13))  # 1 to 4096
+SAMPLING = Sampling(warmup=3, min_samples=15, max_samples=60, budget_s=0.1)
+MULTIPROCESSORS = 132
+
+
+def sweeps_of(fabric: str, ranks: int, gpus: int) -> list[Sweep]:
+    """What is recorded for one EP size: bf16 under both clocks and two routings, one quantised format, kernel spans."""
+    per_gpu = -(-ranks // gpus)
+    common = {
+        "layouts": (Layout(dp=ranks),),
+        "fabric": fabric,
+        "tokens": TOKENS,
+        "sampling": SAMPLING,
+        "modes": MODES if fabric == "nvlink" else MODES[:2],
+        "clocks": ("graph", "eager"),
+        "options": {
+            "one_sided": {"payload_in_workspace": True},
+            "two_sided": {"sm_limit": MULTIPROCESSORS // per_gpu if per_gpu > 1 else None},
+        },
+    }
+    model = require_model("deepseek-v3")
+    kernel = common | {"clocks": ("kernel",), "modes": MODES[:2]}
+    return [
+        Sweep.of_model(model, **common, routings=(Uniform(), Zipf(exponent=1.2))),
+        Sweep.of_model(model, **common, formats=("fp8_block",)),
+        *([Sweep.of_model(model, **kernel)] if fabric == "nvlink" else []),
+    ]
+
+
+def record_sweeps(options: argparse.Namespace) -> None:
+    """Latency of every mode that the fabric carries."""
+    with Ranks(Layout(dp=options.ranks), fabric=options.fabric) as ranks:
+        for sweep in sweeps_of(options.fabric, options.ranks, options.gpus):
+            table = run(sweep, ranks=ranks, out=options.out, resume=True)
+    best = records.summary(table[table["phase"] == "round"], by=["mode", "format", "routing", "clock", "tokens"])
+    print(best.to_string())
+
+
+def record_conformance(options: argparse.Namespace) -> None:
+    """Small rounds as bytes, which every other fabric must reproduce."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes = tuple(range(2, options.ranks + 1, 2)) if options.fabric == "host" else (options.ranks,)
+    origin = records.provenance(fabric=options.fabric)
+    with Ranks(Layout(dp=options.ranks), fabric=options.fabric) as ranks:
+        for case in tqdm(list(conformance.cases(sizes)), desc="cases"):
+            ranks.use(case.layout)
+            conformance.save(options.out, case, ranks.run(conformance.replay, case), origin)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.record", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in (("sweeps", record_sweeps), ("conformance", record_conformance)):
+        command = commands.add_parser(name, help=function.__doc__)
+        command.set_defaults(function=function)
+        command.add_argument("--fabric", required=True, choices=("nvlink", "shared_gpu", "host"))
+        command.add_argument("--ranks", type=int, required=True, help="ranks of the EP group")
+        command.add_argument("--gpus", type=int, default=2, help="GPUs that they share")
+        command.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    options.function(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
