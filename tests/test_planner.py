@@ -1,0 +1,191 @@
+"""Plans against recorded allocations, worked examples, and their own inverse."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.hardware import GPUS
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.model import MODELS
+from mnnvl_lab.planner import plan, wrong_group
+
+MIB, GIB = 2**20, 2**30
+V3 = {"hidden": 7168, "experts": 256, "top_k": 8}
+
+
+def test_both_modes_of_a_recorded_pair():
+    planned = plan(Layout(dp=2), **V3, max_tokens=4096)
+    assert (planned.one_sided.workspace_bytes, planned.one_sided.allocated_bytes) == (236_126_592, 236_978_176)
+    two_sided = planned.two_sided
+    assert (two_sided.workspace_bytes, two_sided.prepare_bytes) == (138_428_928, 2_097_664)
+    assert two_sided.allocated_bytes == 140_509_184 + 4_194_304
+    assert two_sided.mapped_bytes == 2 * two_sided.allocated_bytes
+    assert two_sided.reserved_bytes == 2 * 512 * MIB
+
+
+def test_json_of_the_worked_example():
+    answer = json.loads(json.dumps(plan(Layout(tp=2, dp=4), model="deepseek-v3", max_tokens=2048).to_dict()))
+    sizes = {"tp": 2, "dp": 4, "pcp": 1, "pp": 1, "gpus_per_node": 8, "world_size": 8, "ep_size": 8}
+    assert answer["layout"] == sizes
+    one_sided, two_sided = answer["one_sided"], answer["two_sided"]
+    assert one_sided["workspace_bytes"] == 471_171_456
+    assert (one_sided["mapped_bytes"], one_sided["reserved_bytes"]) == (3600 * MIB, 4 * GIB)
+    assert one_sided["regions"][-1] == {"name": "combine", "offset_bytes": 236_290_432, "size_bytes": 234_881_024}
+    assert (two_sided["workspace_bytes"], two_sided["channels"]) == ((2 * MIB + 256) * 8 * 33, 33)
+    assert two_sided["prepare_bytes"] == (MIB + 256) * 8
+    assert one_sided["refusal"] is two_sided["refusal"] is None
+
+
+@given(
+    tp=st.integers(1, 8),
+    dp=st.integers(1, 8),
+    tokens=st.integers(1, 16384),
+    form=st.sampled_from(["bf16", "nvfp4", "fp8_block", "mxfp8"]),
+    gpu=st.sampled_from(sorted(GPUS)),
+)
+def test_totals_follow_from_the_parts_for_ep_1_to_64(tp, dp, tokens, form, gpu):
+    planned = plan(Layout(tp=tp, dp=dp), **V3, max_tokens=tokens, format=form, gpu=gpu)
+    for mode, allocations in zip(planned.modes, (1, 2), strict=True):
+        regions = mode.regions + mode.prepare_regions
+        assert sum(region.size_bytes for region in mode.regions) <= mode.workspace_bytes
+        assert mode.workspace_bytes == max(region.end_bytes for region in mode.regions)
+        assert mode.asked_bytes == mode.workspace_bytes + mode.prepare_bytes
+        assert 0 <= mode.allocated_bytes - mode.asked_bytes < allocations * 2 * MIB
+        assert mode.mapped_bytes == tp * dp * mode.allocated_bytes <= mode.reserved_bytes
+        assert mode.reserved_bytes % (tp * dp * 512 * MIB) == 0
+        assert all(region.size_bytes >= 0 for region in regions)
+
+
+@given(
+    budget_bytes=st.integers(2 * MIB, 100 * GIB),
+    tp=st.integers(1, 8),
+    dp=st.integers(1, 8),
+    sequence_parallel=st.booleans(),
+)
+def test_the_most_tokens_fit_and_one_more_does_not(budget_bytes, tp, dp, sequence_parallel):
+    def allocated(tokens):
+        sized = plan(Layout(tp=tp, dp=dp), **V3, max_tokens=tokens, sequence_parallel=sequence_parallel)
+        return sized.one_sided.allocated_bytes
+
+    planned = plan(Layout(tp=tp, dp=dp), **V3, max_tokens=1, sequence_parallel=sequence_parallel)
+    if allocated(1) > budget_bytes:
+        with pytest.raises(Refused, match="budget_bytes"):
+            planned.most_tokens(budget_bytes)
+        return
+    most = planned.most_tokens(budget_bytes)
+    assert allocated(most) <= budget_bytes < allocated(most + 1)
+
+
+def test_a_budget_too_small_for_one_token_is_refused():
+    with pytest.raises(Refused, match=r"budget_bytes is 1000.*2097152"):
+        plan(Layout(dp=4), **V3, max_tokens=1).most_tokens(1000)
+
+
+def test_sequence_parallelism_halves_what_vllm_reserves_at_tp_2():
+    sizes = [
+        plan(Layout(tp=2, dp=4), **V3, max_tokens=8192, format="nvfp4", sequence_parallel=sp) for sp in (False, True)
+    ]
+    whole, share = (planned.one_sided.workspace_bytes / MIB for planned in sizes)
+    assert (round(whole), round(share)) == (1153, 577)
+    assert sizes[1].tokens_per_rank == 4096
+    assert sizes[0].sequence_parallel_saves_bytes == pytest.approx((whole - share) * MIB, abs=2 * MIB)
+    assert "would save 0.562 GiB" in str(sizes[0])
+
+
+def test_an_odd_batch_is_shared_rounding_up():
+    assert plan(Layout(tp=4), **V3, max_tokens=2049, sequence_parallel=True).tokens_per_rank == 513
+
+
+def test_costs_in_shares_of_memory_and_tokens_of_cache():
+    planned = plan(Layout(dp=8), model="deepseek-v3", max_tokens=2048, gpu="h200")
+    assert planned.memory_share(planned.one_sided) == pytest.approx(450 / 143771)
+    per_token = 61 * (512 + 64) * 2
+    assert planned.kv_cache_tokens(planned.one_sided) == 450 * MIB // per_token
+    unnamed = plan(Layout(dp=8), **V3, max_tokens=2048)
+    assert unnamed.kv_cache_tokens(unnamed.one_sided) is None
+
+
+def test_channels_follow_the_gpu():
+    channels = {gpu: plan(Layout(dp=8), **V3, max_tokens=1, gpu=gpu).two_sided.channels for gpu in GPUS}
+    assert channels == {"h100": 33, "h200": 33, "b200": 37, "gb200": 38}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_planned(name):
+    planned = plan(Layout(tp=2, dp=4), model=name, max_tokens=1024)
+    model = MODELS[name]
+    assert planned.one_sided.workspace_bytes > 8 * 1024 * model.hidden * 4
+    assert name in str(planned)
+
+
+def test_what_a_mode_cannot_serve_is_planned_and_said():
+    planned = plan(Layout(dp=2), hidden=7168, experts=10, top_k=3, max_tokens=64)
+    assert planned.one_sided.refusal.startswith("top_k is 3")
+    assert planned.two_sided.refusal.startswith("experts is 10")
+    assert "one_sided cannot serve this: top_k is 3" in str(planned)
+    assert "two_sided cannot serve this: experts is 10" in planned._repr_html_()
+    assert planned.one_sided.workspace_bytes > 64 * 2 * 4 * 7168
+
+
+def test_more_ranks_than_the_one_sided_kernels_take():
+    assert "at most 64 ranks" in plan(Layout(dp=65), hidden=64, experts=130, top_k=2, max_tokens=1).one_sided.refusal
+
+
+def test_the_table_holds_missing_parts_as_missing():
+    table = plan(Layout(dp=2), **V3, max_tokens=4096).to_frame().set_index("bytes a rank")
+    assert list(table.columns) == ["one_sided", "two_sided"]
+    assert table["two_sided"].isna().sum() == 3
+    assert table["one_sided"].isna().sum() == 2
+    assert table.loc["asked"].tolist() == [236_126_592, 138_428_928 + 2_097_664]
+
+
+@pytest.mark.parametrize(
+    ("given_words", "message"),
+    [
+        ({"model": "deepseek-v3", "top_k": 8}, "deepseek-v3 and top_k given"),
+        ({"hidden": 7168}, "experts, top_k missing"),
+        ({**V3, "max_tokens": 0}, "max_tokens is 0"),
+        ({**V3, "top_k": 0}, "top_k is 0"),
+        ({**V3, "combine_dtype": "fp8"}, "combine_dtype is 'fp8'"),
+        ({**V3, "format": "fp5"}, "'fp5'"),
+        ({**V3, "hidden": 100, "format": "nvfp4"}, "hidden is 100"),
+        ({**V3, "gpu": "h10"}, "did you mean h100"),
+        ({"model": "deepseek-v33"}, "did you mean deepseek-v3"),
+    ],
+)
+def test_refusals(given_words, message):
+    with pytest.raises(Refused, match=message):
+        plan(Layout(dp=2), **({"max_tokens": 16} | given_words))
+
+
+def test_the_dp_sized_workspace_is_smaller_in_rows_not_in_memory():
+    planned = plan(Layout(tp=2, dp=2), **V3, max_tokens=1024)
+    wrong = wrong_group(planned)
+    assert (wrong.spans, wrong.layout.ep_size, wrong.is_wrong) == (2, 4, True)
+    assert wrong.allocated_bytes == planned.one_sided.allocated_bytes
+    assert 2 * wrong.mapped_bytes == planned.one_sided.mapped_bytes
+    assert 2 * wrong.reserved_bytes == planned.one_sided.reserved_bytes
+    assert "2 of 4 rows" in str(wrong)
+
+
+def test_who_is_out_of_reach_in_the_dp_sized_workspace():
+    table = wrong_group(plan(Layout(tp=2, dp=2), **V3, max_tokens=1024)).to_frame()
+    assert table["out_of_reach"].tolist() == ["1 3", "0 2", "1 3", "0 2"]
+    assert table["row_of_this_rank"].tolist() == [0, 0, 1, 1]
+    assert table["rank_of_row_ep_rank"].tolist() == ["0", "3", "none", "none"]
+
+
+def test_two_sided_over_the_wrong_group_keeps_both_allocations():
+    planned = plan(Layout(tp=2, dp=4), **V3, max_tokens=1024)
+    wrong = wrong_group(planned, mode="two_sided")
+    assert wrong.allocated_bytes == planned.two_sided.allocated_bytes
+    assert wrong.mapped_bytes == planned.two_sided.mapped_bytes // 2
+
+
+def test_without_tp_the_dp_group_is_the_ep_group():
+    right = wrong_group(plan(Layout(dp=4), **V3, max_tokens=1024))
+    assert not right.is_wrong
+    assert "nothing is wrong" in str(right)
