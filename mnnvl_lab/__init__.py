@@ -19,3 +19,33 @@ Numbers carry their unit in their name. Memory is in bytes or GiB (2^30), links 
 """
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Exchange": "mnnvl_lab.transport.exchange",
+    "Layout": "mnnvl_lab.layout",
+    "Load": "mnnvl_lab.routing",
+    "MODELS": "mnnvl_lab.model",
+    "Need": "mnnvl_lab.need",
+    "Oracle": "mnnvl_lab.oracle",
+    "Ranks": "mnnvl_lab.ranks",
+    "Sampling": "mnnvl_lab.measure",
+    "Sweep": "mnnvl_lab.measure",
+    "plan": "mnnvl_lab.planner",
+    "require_gpu": "mnnvl_lab.hardware",
+    "require_model": "mnnvl_lab.model",
+    "run": "mnnvl_lab.sweep",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    """Load a public name when it is first asked for, so that the pure half stays light."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
