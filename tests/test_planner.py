@@ -189,3 +189,11 @@ def test_without_tp_the_dp_group_is_the_ep_group():
     right = wrong_group(plan(Layout(dp=4), **V3, max_tokens=1024))
     assert not right.is_wrong
     assert "nothing is wrong" in str(right)
+
+
+def test_another_mode_or_group_is_refused():
+    planned = plan(Layout(tp=2, dp=2), **V3, max_tokens=16)
+    with pytest.raises(Refused, match=r"'all_to_all'.*one_sided and two_sided"):
+        wrong_group(planned, mode="all_to_all")
+    with pytest.raises(Refused, match="'cp'"):
+        wrong_group(planned, group="cp")

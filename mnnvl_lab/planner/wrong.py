@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import ModePlan
 from mnnvl_lab.planner.plans import GIB, Plan
@@ -105,8 +106,10 @@ def wrong_group(plan: Plan, *, mode: str = "one_sided", group: str = "dp") -> Wr
     """What a plan's workspace would be over another group, by default the DP group of vLLM's bug.
 
     Raises:
-        Refused: the layout has no such group.
+        Refused: the layout has no such group, or the plan no such mode.
     """
     plan.layout.groups(group)
-    right = {planned.mode: planned for planned in plan.modes}[mode]
-    return WrongGroup(layout=plan.layout, group=group, right=right)
+    right = {planned.mode: planned for planned in plan.modes}
+    if mode not in right:
+        raise Refused(f"mode is {mode!r}: a plan has {' and '.join(right)}; name one of these")
+    return WrongGroup(layout=plan.layout, group=group, right=right[mode])
