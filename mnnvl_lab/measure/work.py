@@ -112,5 +112,7 @@ def received_gain(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> t
     """Float32 `[rows]`: what this rank's experts multiply received rows by, from the ids and weights received."""
     x = work.point.exchange
     ids, shares = experts.cpu().numpy(), weights.cpu().numpy()
+    foreign = ids == x.experts  # two-sided's prepare writes E over the choices that other ranks own
+    ids, shares = np.where(foreign, 0, ids), np.where(foreign, 0, shares)
     gain = partial_gain(ids, shares, ep_rank=work.ep_rank, experts=x.experts, ep_size=x.ep_size)
     return work.on_device(gain)

@@ -73,7 +73,8 @@ class Received:
     Attributes:
         payloads: tensors `[rows, width]` in the order of `Batch.payloads`. May be views of the workspace: valid until
             the next dispatch.
-        experts: int32 `[rows, K]`, the experts that each row's token chose (global ids).
+        experts: int32 `[rows, K]`, the experts that each row's token chose (global ids). With two_sided those that this
+            rank owns: prepare writes E over the others.
         weights: float32 `[rows, K]`.
         counts_R: rows that came from each source.
         starts_R: first row of each source's block; `rows - starts` need not be tight (one-sided leaves gaps, whose
