@@ -10,11 +10,12 @@ repeated and timed without that cost.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.transport.checks import agree, batch_problem, check_exchange, signature
+from mnnvl_lab.transport.checks import agree, batch_problem, check_exchange, partials_problem, signature
 from mnnvl_lab.transport.exchange import Batch, Exchange, Received
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class Transport(ABC):
     phases: ClassVar[tuple[str, ...]] = ("dispatch", "combine")
 
     def __init__(self, rank: Rank, exchange: Exchange):
-        check_exchange(exchange)
         self.rank, self.exchange = rank, exchange
         self.group = rank.group("ep")
+        check_exchange(exchange)
         self._state = "idle"
 
     @property
@@ -70,7 +71,7 @@ class Transport(ABC):
         Raises:
             Refused: names the first rank whose batch is wrong, the value, the rule and the remedy.
         """
-        agree(self.group, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
+        self._agree(batch, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
         return Admitted(batch=batch)
 
     def prepare(self, batch: Batch | Admitted) -> None:  # noqa: B027 most modes have no such phase
@@ -78,10 +79,10 @@ class Transport(ABC):
 
     def dispatch(self, batch: Batch | Admitted) -> Received:
         """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
-        self._require("idle", "dispatch")
-        admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
-        received = self._dispatch(admitted.batch)
-        self._state = "dispatched"
+        with self._moving("idle", "dispatched", "dispatch"):
+            admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
+            received = self._dispatch(admitted.batch)
+        self._sent, self._rows_received = admitted.batch, received.experts.shape[0]
         return received
 
     def combine(self, partials: torch.Tensor) -> torch.Tensor:
@@ -93,11 +94,14 @@ class Transport(ABC):
 
         Returns:
             `[T, H]` in `combine_dtype` (bf16 with `low_precision_combine`).
+
+        Raises:
+            Refused: on all ranks, if the partials of one have another form.
         """
-        self._require("dispatched", "combine")
-        combined = self._combine(partials)
-        self._state = "idle"
-        return combined
+        with self._moving("dispatched", "idle", "combine"):
+            form = self._rows_received, self.exchange.hidden, self.exchange.combine_dtype
+            self._agree(self._sent, {}, partials_problem(partials, *form))
+            return self._combine(partials)
 
     def enqueue_prepare(self, batch: Batch | Admitted) -> None:
         """The bare phase, for clocks and CUDA graphs: nothing is checked, no state kept, no wait for a device.
@@ -145,7 +149,24 @@ class Transport(ABC):
     def __exit__(self, *exc):
         self.close()
 
-    def _require(self, state: str, verb: str) -> None:
-        if self._state != state:
-            rule = "a dispatch is followed by its combine" if state == "idle" else "combine follows a dispatch"
-            raise Refused(f"{verb} called while the transport is {self._state!r}: {rule}; call them in turn")
+    def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
+        """All ranks together; in a round that leaves out dead ranks each for itself, for those could not answer."""
+        if batch.active_ranks is None or len(set(batch.active_ranks)) >= self.ep_size:
+            agree(self.group, mine, problem)
+        elif problem:
+            raise Refused(f"ep_rank {self.ep_rank}: {problem}")
+
+    @contextmanager
+    def _moving(self, before: str, after: str, verb: str):
+        """From one state to the next, or back if the input is refused; what fails half-way leaves a failed transport."""
+        if self._state != before:
+            rule = "a dispatch is followed by its combine" if before == "idle" else "combine follows a dispatch"
+            remedy = "close it and open another" if self._state == "failed" else "call them in turn"
+            raise Refused(f"{verb} called while the transport is {self._state!r}: {rule}; {remedy}")
+        self._state = "failed"
+        try:
+            yield
+        except Refused:
+            self._state = before
+            raise
+        self._state = after

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, WorkspaceMismatch
 from mnnvl_lab.limits import MAX_PAYLOADS, problems
 from mnnvl_lab.transport.exchange import MODES
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from mnnvl_lab.ranks.group import Group
+    from mnnvl_lab.ranks.rank import Rank
     from mnnvl_lab.transport.exchange import Batch, Exchange
 
 
@@ -120,6 +121,45 @@ def _mask_problems(x: Exchange, batch: Batch, ep_rank: int):
     stats = 0 if batch.eplb_stats_E is None else batch.eplb_stats_E.numel()
     if stats not in (0, x.eplb_stats_experts):
         yield f"eplb_stats_E has {stats} entries but {x.eplb_stats_experts} were reserved when the transport was opened"
+
+
+def partials_problem(partials: torch.Tensor, rows: int, hidden: int, combine_dtype: str) -> str | None:
+    """What is wrong with the rows that combine shall add up, or None."""
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[combine_dtype]
+    if partials.shape == (rows, hidden) and str(partials.dtype) == f"torch.{dtype}" and partials.is_contiguous():
+        return None
+    return (
+        f"partials are {_form(partials)}: combine takes contiguous [{rows}, {hidden}] of {dtype}, a row for each received "
+        "row; fill partials_buffer(received)"
+    )
+
+
+def require_ep_workspace(rank: Rank, exchange: Exchange, *, phase: str, kernel_words: str) -> None:
+    """Refuse a workspace that spans another group than the EP group.
+
+    Args:
+        phase: where the kernels notice.
+        kernel_words: what they say, with `{spans}` and `{ep_size}` for the two numbers.
+
+    Raises:
+        WorkspaceMismatch: the groups have different sizes.
+        Refused: they have equal sizes but other ranks, which the kernels would not notice.
+    """
+    spanned, group = rank.group(exchange.workspace_group), rank.group("ep")
+    if spanned.size != group.size:
+        raise WorkspaceMismatch(
+            kernel_words=kernel_words.format(spans=spanned.size, ep_size=group.size),
+            phase=phase,
+            spans=spanned.size,
+            group=exchange.workspace_group,
+            ep_size=group.size,
+            arithmetic=exchange.layout.arithmetic,
+        )
+    if spanned.ranks != group.ranks:
+        raise Refused(
+            f"workspace_group {exchange.workspace_group} has ranks {list(spanned.ranks)} but the EP group "
+            f"{list(group.ranks)}: as many, but others, so rows would go astray; allocate it over the EP group"
+        )
 
 
 def signature(batch: Batch) -> dict[str, object]:
