@@ -26,17 +26,17 @@ def parse(text: str) -> Routing:
         remedy = "pass Replay(table_TK) itself" if name == "replay" else "choose one of these"
         raise Refused(f"routing {text!r}: labels that can be parsed begin with {known}; {remedy}")
     try:
-        return cls(**{f.name: _number(f.type, value) for f, value in zip(fields(cls), values, strict=False)})
-    except (TypeError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"routing {text!r}: {name} takes {_form(cls)}") from error
+        routing = cls(**{f.name: _number(f.type, value) for f, value in zip(fields(cls), values, strict=False)})
+    except (TypeError, OverflowError, ValueError) as error:
+        raise error if isinstance(error, Refused) else Refused(f"routing {text!r}: {_rule(cls)}") from error
+    if len(values) > len(fields(cls)):
+        raise Refused(f"routing {text!r}: {_rule(cls)}")
+    return routing
 
 
 def _number(kind: str, value: str) -> float:
     return int(value) if kind == "int" else float(value)
 
 
-def _form(cls: type[Routing]) -> str:
-    numbers = [f.name for f in fields(cls)]
-    return f"numbers as {':'.join([cls.label, *numbers])}" if numbers else "no number"
+def _rule(cls: type[Routing]) -> str:
+    return f"write {':'.join([cls.label, *(f.name.upper() for f in fields(cls))])} with a number for each name"

@@ -35,5 +35,5 @@ def bits(count: int, *, seed: int, purpose: Purpose, rank: int = 0, block: int =
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """Words as float64 in (0, 1), neither end included."""
-    return ((words >> np.uint64(11)) + 0.5) * 2.0**-53
+    """Words as float64 in (0, 1), neither end included: 52 bits, so that the half added is exact."""
+    return ((words >> np.uint64(12)) + 0.5) * 2.0**-52
