@@ -7,6 +7,7 @@ is kept here by the transport.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -184,7 +185,7 @@ def fix_sm_limit(rank: Rank, group: Group, sm_limit: int | None) -> int:
 
     module = get_comm_alltoall_module()
     present = torch.cuda.get_device_properties(rank.device).multi_processor_count
-    wanted = present if sm_limit is None else min(sm_limit, present)
+    wanted = int(present * _mps_share()) if sm_limit is None else min(sm_limit, present)
     for ep_rank, fixed in enumerate(group.allgather(getattr(module, _NOTE, None))):
         if fixed not in (None, wanted):
             raise SmLimitFixed(
@@ -192,11 +193,16 @@ def fix_sm_limit(rank: Rank, group: Group, sm_limit: int | None) -> int:
                 "the limit can be set only before the first use in a process; renew the ranks"
             )
     if not hasattr(module, _NOTE):
-        if sm_limit is not None:
+        if wanted != present:
             torch.cuda.set_device(rank.device)
             module.set_moe_max_usable_sm_count(wanted)
         setattr(module, _NOTE, wanted)
     return wanted
+
+
+def _mps_share() -> float:
+    """The part of the GPU that MPS leaves this process: blocks beyond it would wait for each other for ever."""
+    return float(os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE") or 100) / 100
 
 
 def _watch(row: torch.Tensor, region: Region) -> FlagWatch:
