@@ -1,0 +1,26 @@
+"""Tables in, Axes out.
+
+Every function takes a tidy table and names of its columns, draws into `ax` or a new figure, and returns the Axes.
+Labels and units come from the column registry; device, fabric and clock stand below the figure. Nothing is shown, saved
+or configured: that is the caller's.
+"""
+
+from mnnvl_lab.plots.grid import rank_grid
+from mnnvl_lab.plots.lines import latency, memory
+from mnnvl_lab.plots.look import style
+from mnnvl_lab.plots.regions import region_map
+from mnnvl_lab.plots.tables import bounds_table, memory_table, regions_table, traffic_table
+from mnnvl_lab.plots.traffic import traffic
+
+__all__ = [
+    "bounds_table",
+    "latency",
+    "memory",
+    "memory_table",
+    "rank_grid",
+    "region_map",
+    "regions_table",
+    "style",
+    "traffic",
+    "traffic_table",
+]
