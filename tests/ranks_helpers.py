@@ -1,25 +1,154 @@
 """Functions that the tests of `ranks` run on ranks: a rank imports them by name."""
 
 import os
+import re
 import signal
 import sys
 import time
 
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+
 from mnnvl_lab.errors import Refused
 
 
+class Kept:
+    """An object that says in a file that it was closed."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def close(self):
+        self.path.write_text("closed")
+
+
+def running(pid):
+    """Not a rank function: whether a process is there and more than a dead one that nobody has asked about yet."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def place(rank):
-    return rank.index, rank.layout.world_size, str(rank.device)
+    return rank.index, rank.layout.world_size, str(rank.device), rank.fabric
 
 
 def pid(rank):
     return os.getpid()
 
 
+def environment(rank, name):
+    return os.environ.get(name)
+
+
+def threads(rank):
+    return torch.get_num_threads()
+
+
 def echo(rank, *args, **kwargs):
     return args, kwargs
+
+
+def doubled(rank, array):
+    array *= 2  # in place: what arrives must be writable
+    return array
 
 
 def speak(rank):
     print(f"rank {rank.index} speaks")
     print(f"rank {rank.index} warns", file=sys.stderr)
+
+
+def refuse(rank):
+    raise Refused("tokens is 9: at most 8; pass fewer")
+
+
+def refuse_differently(rank):
+    raise Refused(f"tokens is {rank.index}: at most 8; pass fewer")
+
+
+def fail_on(rank, *failing):
+    if rank.index in failing:
+        raise ValueError(f"no luck on {rank.index}")
+    return "fine"
+
+
+def fail_while_others_wait(rank):
+    if rank.index == 2:
+        raise ValueError("left the others waiting")
+    rank.group("world").barrier()
+
+
+def leave_interpreter(rank):
+    sys.exit("not today")
+
+
+def unpicklable(rank):
+    return lambda: None
+
+
+def exit_hard(rank, who, code):
+    rank.phase = "dispatch"
+    if rank.index == who:
+        os._exit(code)
+    rank.group("world").barrier()
+
+
+def kill_self(rank, who):
+    if rank.index == who:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def sleep_on(rank, who, seconds):
+    if rank.index == who:
+        rank.phase = "combine"
+        time.sleep(seconds)
+    return rank.index
+
+
+def hold_interpreter_lock(rank, who):
+    """Stuck inside C code that never lets another thread run, like a kernel launch that never returns."""
+    if rank.index == who:
+        re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def groups(rank, names):
+    """Members of each group by layout, and the members that really meet in it."""
+    found = {}
+    for name in names:
+        group = rank.group(name)
+        found[name] = (group.ranks, tuple(group.allgather(rank.index)), group.rank)
+    return found
+
+
+def collectives(rank):
+    group = rank.group("ep")
+    total = torch.tensor([rank.index])
+    dist.all_reduce(total, group=group.process_group)
+    group.barrier()
+    return (
+        group.broadcast(f"from {rank.index}", root=group.size - 1),
+        int(total),
+        group.device_group is group.process_group,
+    )
+
+
+def keep(rank, path):
+    rank.kept["first"] = Kept(path / f"{rank.index}")
+    rank.kept["array"] = np.arange(3)
+    return len(rank.kept)
+
+
+def kept(rank):
+    return sorted(rank.kept)
+
+
+def share(rank):
+    """Leave a file in the segment directory, as a transport's segment."""
+    path = rank.segment_dir / f"segment-{rank.index}"
+    path.touch(mode=0o600)
+    return path

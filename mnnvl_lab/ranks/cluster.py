@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import psutil
 from mnnvl_lab.errors import RankDied, RankTimeout
 from mnnvl_lab.ranks.engine import Failure, Identity
 from mnnvl_lab.ranks.launchers import Launcher
-from mnnvl_lab.ranks.warden import Warden, end
+from mnnvl_lab.ranks.warden import Warden, alive, end
 
 POLL_S = 0.02
 REPORT_LINES = 40  # of a dead engine's log
@@ -30,12 +30,22 @@ REPORT_LINES = 40  # of a dead engine's log
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """An engine as seen from here: its number in ipyparallel, its process, its machine and whether that is this one."""
+    """An engine as seen from here.
+
+    Attributes:
+        engine: its number in ipyparallel.
+        pid, host: its process and machine.
+        handle: its process, if the machine is this one.
+    """
 
     engine: int
     pid: int
     host: str
-    here: bool
+    handle: psutil.Process | None
+
+    @property
+    def here(self) -> bool:
+        return self.handle is not None
 
 
 class Cluster:
@@ -43,7 +53,6 @@ class Cluster:
 
     Args:
         launcher: how engines start.
-        env: environment variables of every engine process.
         options: ipyparallel's own configuration by class name, such as `{"SSHEngineSetLauncher": {"engines": ...}}`.
         start_timeout_s: how long engines may take to register.
 
@@ -52,8 +61,8 @@ class Cluster:
         segment_dir: private directory in memory.
     """
 
-    def __init__(self, *, launcher: Launcher, env: dict[str, str], options: dict[str, Any], start_timeout_s: float):
-        self.launcher, self._env, self._start_timeout_s = launcher, env, start_timeout_s
+    def __init__(self, *, launcher: Launcher, options: dict[str, Any], start_timeout_s: float):
+        self.launcher, self._start_timeout_s = launcher, start_timeout_s
         self.run_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-"))
         self.segment_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-", dir=_memory_dir()))
         self._warden = Warden(self.run_dir, self.segment_dir)
@@ -63,8 +72,11 @@ class Cluster:
         self._client = None
         self._known: set[int] = set()
 
-    def start(self, count: int) -> list[Process]:
+    def start(self, count: int, *, env: dict[str, str]) -> list[Process]:
         """Start `count` more engines and wait until they answer, in the order in which their launcher counts them.
+
+        Args:
+            env: environment variables of their processes.
 
         Raises:
             RankDied: one ended while it started; RankTimeout: not all registered in time.
@@ -72,12 +84,16 @@ class Cluster:
         deadline = time.monotonic() + self._start_timeout_s
         self._start_controller()
         args = self.launcher.all_engine_args
-        self._do(self._cluster.start_engines(count, engine_args=args, environment=dict(self._env)))
+        self._do(self._cluster.start_engines(count, engine_args=args, environment=dict(env)))
         self._warden.watch(self._started())
         engines = self._await_registration(count, deadline)
         identities = [self._identify(engine, deadline) for engine in engines]
         order = sorted(range(count), key=lambda i: (identities[i].place, engines[i]))
         return [_process(engines[i], identities[i]) for i in order]
+
+    def guard(self, processes: Iterable[psutil.Process], directory: Path) -> None:
+        """Have further processes and a directory cleaned up if this process is killed."""
+        self._warden.watch(processes, directory)
 
     def submit(self, process: Process, method: str, *args: Any, **kwargs: Any) -> Future:
         """Ask an engine to call a method of its `Engine`; the future's result is what `unpack` reads."""
@@ -96,22 +112,14 @@ class Cluster:
         """Whether the engine's process runs, as far as can be seen from here."""
         if not process.here:
             return process.engine in self._client.ids
-        try:
-            return psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return alive(process.handle)
 
-    def kill(self, processes: Iterable[Process]) -> None:
+    def kill(self, processes: Sequence[Process]) -> None:
         """Kill engines and wait until they are gone, so that what they held (GPU memory, ports) is free."""
+        end(process.handle for process in processes if process.here)
         for process in processes:
-            if process.here:
-                with suppress(psutil.NoSuchProcess):
-                    psutil.Process(process.pid).kill()
-            elif process.engine in self._client.ids:
+            if not process.here and self.alive(process):
                 self._client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
-        deadline = time.monotonic() + 5
-        while any(self.alive(process) for process in processes) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
 
     def cause_of_death(self, process: Process) -> tuple[str, str]:
         """How the process ended and the last lines of its log, as its launcher noticed them."""
@@ -132,8 +140,7 @@ class Cluster:
         if self.launcher.remote:
             with suppress(Exception):
                 self._do(self._cluster.stop_engines(), timeout_s=15)
-        for process in self._started():
-            end(process.pid, process.create_time())
+        end(self._started())
         self._loop.call_soon_threadsafe(self._loop.stop)
         for directory in (self.run_dir, self.segment_dir):
             shutil.rmtree(directory, ignore_errors=True)
@@ -155,7 +162,7 @@ class Cluster:
         for engine_set in self._cluster.engines.values():
             launchers += [engine_set, *getattr(engine_set, "launchers", {}).values()]
         processes = (getattr(launcher, "process", None) for launcher in launchers)
-        return [process for process in processes if process is not None and process.is_running()]
+        return [process for process in processes if process is not None and alive(process)]
 
     def _await_registration(self, count: int, deadline: float) -> list[int]:
         engine_set = list(self._cluster.engines.values())[-1]
@@ -171,9 +178,8 @@ class Cluster:
         return sorted(new)
 
     def _identify(self, engine: int, deadline: float) -> Identity:
-        process = Process(engine=engine, pid=0, host="", here=False)
-        answer = self.submit(process, "identify").get(max(1.0, deadline - time.monotonic()))
-        return unpack(answer)
+        nobody_yet = Process(engine=engine, pid=0, host="", handle=None)
+        return unpack(self.submit(nobody_yet, "identify").get(max(1.0, deadline - time.monotonic())))
 
 
 def unpack(answer: bytes) -> Any:
@@ -187,7 +193,8 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def _process(engine: int, identity: Identity) -> Process:
-    return Process(engine=engine, pid=identity.pid, host=identity.host, here=identity.host == socket.gethostname())
+    handle = psutil.Process(identity.pid) if identity.host == socket.gethostname() else None
+    return Process(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
 
 
 def _ipyparallel_cluster(launcher: Launcher, run_dir: Path, options: dict[str, Any]):

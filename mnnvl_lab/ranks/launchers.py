@@ -18,7 +18,7 @@ class Launcher:
 
     Attributes:
         name: as ipyparallel abbreviates it.
-        remote: engines may run on other machines: the controller listens there, and engines report their end themselves.
+        remote: engines may run on other machines, where they cannot be watched: they report their end themselves.
         engine_args: arguments of each engine beyond the common ones.
     """
 
@@ -34,7 +34,7 @@ class Launcher:
 
     @property
     def controller_args(self) -> list[str]:
-        """One controller process, encrypted sockets, a quick first heartbeat (registration waits for it), no history."""
+        """One process, encrypted sockets, no history, and a quick heartbeat: registration waits for the first."""
         return [
             "--IPController.enable_curve=True",
             "--IPController.use_threads=True",

@@ -11,8 +11,11 @@ from mnnvl_lab.errors import RankDied, RankTimeout, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks.call import Outcome, gather, raise_failures
 from mnnvl_lab.ranks.cluster import Cluster, Process
+from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.ranks.launchers import LOOPBACK, host_environment, require_launcher
 from mnnvl_lab.ranks.mark import read_mark
+from mnnvl_lab.ranks.mps import GpuSharing
+from mnnvl_lab.ranks.placement import Placement, place
 from mnnvl_lab.ranks.rank import Seat
 from mnnvl_lab.ranks.stacks import read_stacks
 
@@ -51,7 +54,7 @@ class Ranks:
         env: Environment | None = None,
         launcher_options: Mapping[str, Any] | None = None,
     ):
-        self.layout, self.fabric = layout, fabric
+        self.layout, self.fabric, self._placement = layout, fabric, Placement()
         self.output: list[str] = []
         self.errors: list[str] = []
         self._env, self._start_timeout_s = env or {}, start_timeout_s
@@ -60,13 +63,13 @@ class Ranks:
         self._round = 0
         self._cluster = Cluster(
             launcher=require_launcher(launcher),
-            env=host_environment() | dict({} if callable(self._env) else self._env),
             options=dict(launcher_options or {}),
             start_timeout_s=start_timeout_s,
         )
-        self._closer = weakref.finalize(self, Cluster.close, self._cluster)  # also at the interpreter's exit
+        self._sharing = GpuSharing(self._cluster.guard)
+        self._closer = weakref.finalize(self, _close, self._cluster, self._sharing)  # also at the interpreter's exit
         try:
-            self._bring_up()
+            self.use(layout)
         except BaseException:
             self.close()
             raise
@@ -105,8 +108,16 @@ class Ranks:
         return self._ask(dict.fromkeys(ranks, ("run", fn, args, kwargs)), phase=fn.__name__, timeout_s=timeout_s)
 
     def use(self, layout: Layout) -> None:
-        """Take another layout on the same processes. More ranks start more; spare ones stay idle."""
-        self.layout = layout
+        """Take another layout on the same processes. More ranks start more; spare ones stay idle.
+
+        Only where the layout needs another share of a GPU for each rank, which CUDA fixes for a process's life, all are
+        started anew.
+
+        Raises:
+            Refused: the fabric cannot carry the layout; the ranks stay as they are.
+        """
+        placement = place(layout, fabric=self.fabric, visible_gpus=0 if self.fabric == "host" else count_visible_gpus())
+        self.layout, self._placement = layout, placement
         self._bring_up()
 
     def renew(self) -> None:
@@ -123,10 +134,13 @@ class Ranks:
 
     def _bring_up(self) -> None:
         """Fill every place of the layout with a living process and let all meet."""
+        if self.fabric == "shared_gpu" and not self._sharing.suits(self._placement.ranks_per_gpu):
+            self._kill(self._processes)
+            self._sharing.change(self._placement.ranks_per_gpu)
         self._dead |= {rank for rank, process in self._processes.items() if not self._cluster.alive(process)}
         vacant = sorted(self._dead | set(range(len(self._processes), self.size)))
         if vacant:
-            started = self._cluster.start(len(vacant))
+            started = self._cluster.start(len(vacant), env=self._common_env())
             self._processes |= dict(zip(vacant, started, strict=True))
             self._dead.clear()
             self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, self._own_env(rank)) for rank in vacant})
@@ -139,6 +153,9 @@ class Ranks:
         [store] = self._ask({0: ("host_store", LOOPBACK)})
         self._ask({rank: ("join", self._seat(rank, store)) for rank in range(self.size)})
 
+    def _common_env(self) -> dict[str, str]:
+        return host_environment() | self._sharing.env | dict({} if callable(self._env) else self._env)
+
     def _own_env(self, rank: int) -> dict[str, str]:
         return dict(self._env(rank)) if callable(self._env) else {}
 
@@ -147,14 +164,14 @@ class Ranks:
             index=rank,
             layout=self.layout,
             fabric=self.fabric,
-            gpu=None,
+            gpu=self._placement.gpu(rank),
             store=store,
             round=self._round,
             segment_dir=self._cluster.segment_dir,
         )
 
     def _ask(self, calls: Mapping[int, tuple], *, phase: str = "start", timeout_s: float | None = None) -> list:
-        """Let each rank call a method of its `Engine`; their answers in rank order, or the error that names the culprit."""
+        """Let each rank call a method of its `Engine`; answers in rank order, or an error that names the culprit."""
         futures = {rank: self._cluster.submit(self._processes[rank], *call) for rank, call in calls.items()}
         limit_s = self._start_timeout_s if timeout_s is None else timeout_s
         try:
@@ -213,6 +230,13 @@ class Ranks:
     def stacks(self) -> list[str]:
         """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines."""
         return read_stacks(self._cluster.run_dir, [self._processes[rank] for rank in range(self.size)])
+
+
+def _close(cluster: Cluster, sharing: GpuSharing) -> None:
+    try:
+        cluster.close()
+    finally:
+        sharing.close()
 
 
 def _require_importable(fn: Callable) -> None:

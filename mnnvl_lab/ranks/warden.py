@@ -1,7 +1,7 @@
 """Clean up even if the notebook's process is killed: a small process of its own, run by path.
 
-It reads lines from its standard input: `process PID CREATED`, `directory PATH` or `done`. At the end of input it kills those
-processes with their children and removes those directories, unless `done` was the last word.
+It reads lines from its standard input: `process PID CREATED`, `directory PATH` or `done`. At the end of input it kills
+those processes with their children and removes those directories, unless `done` was the last word.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+LIMIT_S = 10.0  # for killed processes to be gone
 
 
 class Warden:
@@ -23,10 +26,11 @@ class Warden:
         command = [sys.executable, "-I", __file__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
         self._told = set()
+        self.watch((), *directories)
+
+    def watch(self, processes: Iterable[psutil.Process], *directories: Path) -> None:
         for directory in directories:
             self._say(f"directory {directory}")
-
-    def watch(self, processes: Iterable[psutil.Process]) -> None:
         for process in set(processes) - self._told:
             self._told.add(process)
             self._say(f"process {process.pid} {process.create_time()!r}")
@@ -41,30 +45,50 @@ class Warden:
         print(words, file=self._process.stdin, flush=True)
 
 
-def end(pid: int, created: float) -> None:
-    """Kill a process and its children if it is still the one that began at `created` (ids are used again)."""
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if process.create_time() == created:
-            doomed = [*process.children(recursive=True), process]
-            for each in doomed:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
-            psutil.wait_procs(doomed, timeout=5)
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes with their children and wait until they are gone."""
+    doomed = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            doomed += [*process.children(recursive=True), process]
+    for process in doomed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    deadline = time.monotonic() + LIMIT_S
+    while any(alive(process) for process in doomed) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs: neither gone, nor replaced by another of the same id, nor dead and waiting for its parent."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def clean_up(lines: Iterable[str]) -> None:
+    """Do what the lines say, unless the last says that it is done."""
     processes, directories = [], []
     for line in lines:
-        kind, _, rest = line.strip().partition(" ")
+        kind, *words = line.split()
         if kind == "done":
             return
-        (processes if kind == "process" else directories).append(rest)
-    for words in processes:
-        pid, created = words.split()
-        end(int(pid), float(created))
+        if kind == "directory":
+            directories += words
+        else:
+            processes += _found(int(words[0]), float(words[1]))
+    end(processes)
     for path in directories:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _found(pid: int, created: float) -> list[psutil.Process]:
+    """The process if it is the one that began at `created`: ids are used again."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process] if process.create_time() == created else []
+    return []
 
 
 if __name__ == "__main__":
