@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mnnvl_lab.errors import LabError, SmLimitFixed
-from mnnvl_lab.transport import flashinfer_two_sided, symmetric
+from mnnvl_lab.errors import LabError, Refused, SmLimitFixed
+from mnnvl_lab.transport import flashinfer_two_sided, symmetric, upstream
 from mnnvl_lab.transport.flashinfer_base import between, first_line, require_prediction
 from mnnvl_lab.transport.peek import cut
 from mnnvl_lab.workspace import OneSidedWorkspace, TwoSidedWorkspace
@@ -179,3 +179,8 @@ def test_another_sm_limit_is_refused_by_all_ranks_if_one_process_has_used_it(mod
     with pytest.raises(SmLimitFixed, match=r"66 multiprocessors but the process of ep_rank 1 has used 33.*renew"):
         flashinfer_two_sided.fix_sm_limit(FakeRank(), FakeGroup(size=2, answers=[None, 33]), 66)
     assert module.calls == []
+
+
+def test_an_unknown_layer_is_refused_with_the_known():
+    with pytest.raises(Refused, match=r"'DeepEP'.*MoeAlltoAll, MnnvlMoe"):
+        upstream.attempt(FakeRank(), layer="DeepEP")

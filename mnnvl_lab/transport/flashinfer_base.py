@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from mnnvl_lab.ranks.rank import Rank
 
+Landed = tuple[tuple["torch.Tensor", ...], "torch.Tensor", "torch.Tensor"]
+
 
 class FlashInferTransport(Transport):
     """A mode over FlashInfer's kernels, on the fabric of its rank (`nvlink` or `shared_gpu`)."""
@@ -39,6 +41,13 @@ class FlashInferTransport(Transport):
     @abstractmethod
     def _open(self) -> None:
         """Allocate and initialise; what fails here gives its memory back."""
+
+    @abstractmethod
+    def landed(self) -> Landed:
+        """Payloads, ids and weights of the dispatch in flight, on the device; no wait, so also inside a CUDA graph.
+
+        How many rows are valid the host learns only from `Received`.
+        """
 
     @abstractmethod
     def _received(self) -> Received:

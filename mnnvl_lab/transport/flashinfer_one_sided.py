@@ -14,7 +14,7 @@ import numpy as np
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.transport.base import Admitted, bare
 from mnnvl_lab.transport.exchange import Batch, Received
-from mnnvl_lab.transport.flashinfer_base import FlashInferTransport, between, require_prediction
+from mnnvl_lab.transport.flashinfer_base import FlashInferTransport, Landed, between, require_prediction
 from mnnvl_lab.transport.peek import FlagWatch, cut
 from mnnvl_lab.workspace import OneSidedWorkspace
 
@@ -92,11 +92,11 @@ class FlashInferOneSided(FlashInferTransport):
         return self._memory.own_row[begin:end].view(self.combine_dtype).view(rows, self.exchange.hidden)
 
     def _combine(self, partials: torch.Tensor) -> torch.Tensor:
-        expected = self._memory.own_row.data_ptr() + self._combine_offset
-        if self.exchange.payload_in_workspace and partials.data_ptr() != expected:
+        promised = self._memory.own_row.data_ptr() + self._combine_offset
+        if self.exchange.payload_in_workspace and partials.data_ptr() != promised:
             raise Refused(
-                f"partials lie at {partials.data_ptr():#x} but payload_in_workspace wants them at {expected:#x}: "
-                "write them into partials_buffer(received)"
+                f"partials lie elsewhere than at byte {self._combine_offset} of this rank's workspace, where "
+                "payload_in_workspace promises them; write them into partials_buffer(received)"
             )
         return super()._combine(partials)
 
@@ -126,11 +126,15 @@ class FlashInferOneSided(FlashInferTransport):
         mask = self._kernels.moe_a2a_active_rank_mask(active, self.ep_size)
         return {"enable_rank_mask": True, "active_rank_mask": mask}
 
+    def landed(self) -> Landed:
+        *payloads, experts, weights = (view.flatten(0, 1) for view in self._views)
+        return tuple(payloads), experts, weights
+
     def _received(self) -> Received:
         M = self._round.runtime_max_tokens
-        *payloads, experts, weights = (view.flatten(0, 1) for view in self._views)
+        payloads, experts, weights = self.landed()
         return Received(
-            payloads=tuple(payloads),
+            payloads=payloads,
             experts=experts,
             weights=weights,
             counts_R=self._counts_R(),

@@ -16,7 +16,7 @@ import numpy as np
 from mnnvl_lab.errors import SmLimitFixed
 from mnnvl_lab.transport.base import Admitted, bare
 from mnnvl_lab.transport.exchange import Batch, Received
-from mnnvl_lab.transport.flashinfer_base import FlashInferTransport, require_prediction
+from mnnvl_lab.transport.flashinfer_base import FlashInferTransport, Landed, require_prediction
 from mnnvl_lab.transport.peek import FlagWatch, cut
 from mnnvl_lab.workspace import Region, TwoSidedWorkspace
 
@@ -155,13 +155,17 @@ class FlashInferTwoSided(FlashInferTransport):
             send_ends_R=nothing, send_rows=nothing, recv_ends_R=nothing, recv_rows=nothing, back_slots=nothing
         )
 
+    def landed(self) -> Landed:
+        return self._payloads, self._routes.experts, self._routes.weights
+
     def _received(self) -> Received:
         ends = self._routes.recv_ends_R.tolist()
         starts = [0, *ends[:-1]]
+        payloads, experts, weights = self.landed()
         return Received(
-            payloads=self._payloads,
-            experts=self._routes.experts,
-            weights=self._routes.weights,
+            payloads=payloads,
+            experts=experts,
+            weights=weights,
             counts_R=tuple(end - start for start, end in zip(starts, ends, strict=True)),
             starts_R=tuple(starts),
         )

@@ -1,0 +1,201 @@
+"""Functions that the GPU tests run on ranks."""
+
+import time
+
+from mnnvl_lab.errors import WorkspaceMismatch
+from mnnvl_lab.transport.upstream import TOKENS, TOP_K, Call
+
+SPIN_S = 0.3
+
+
+def checked(rank, point, rounds=2):
+    """Rounds against the oracle; says how strict the comparison could be."""
+    from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.transport import open_transport
+
+    work = Work.of(rank, point)
+    with open_transport(rank, point.exchange) as transport:
+        return [checked_round(transport, work, work.batch())[1] for _ in range(rounds)]
+
+
+def growing(rank, exchange, loads):
+    """Rounds of different size and routing in one workspace, with a barrier where offsets move."""
+    from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.point import Point
+    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.transport import open_transport
+
+    strictness = []
+    with open_transport(rank, exchange) as transport:
+        for load in loads:
+            work = Work.of(rank, Point(exchange=exchange, load=load))
+            strictness.append(checked_round(transport, work, work.batch())[1])
+            transport.group.barrier()
+    return strictness
+
+
+def call_of(rank):
+    ep = rank.group("ep")
+    return Call(rank=rank, ep=ep, group=ep)
+
+
+def small_batch(call, **more):
+    from mnnvl_lab.transport.exchange import Batch
+
+    return Batch(payloads=(call.rows,), experts_TK=call.ids, weights_TK=call.weights, runtime_max_tokens=TOKENS, **more)
+
+
+def replayed(rank, exchange):
+    """A captured round, experts included, replayed over other rows and routings: were all the sums right?"""
+    import torch
+
+    from mnnvl_lab.transport import open_transport
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        batch = small_batch(call)
+        received = transport.dispatch(batch)
+        buffer = transport.partials_buffer(received)
+        transport.combine(buffer)
+
+        def one_round():
+            transport.enqueue_prepare(batch)
+            transport.enqueue_dispatch(batch)
+            (rows,), ids, _ = transport.landed()
+            return transport.enqueue_combine(buffer.copy_(call.partials(rows, ids)))
+
+        side = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            one_round()
+        side.synchronize()
+        transport.group.barrier()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            combined = one_round()
+        right = []
+        for shift in range(1, 4):
+            batch.payloads[0].copy_(call.rows.roll(shift, 0))
+            batch.experts_TK.copy_((call.ids + 5 * shift) % call.experts)
+            combined.fill_(float("nan"))
+            graph.replay()
+            torch.cuda.synchronize()
+            right.append(bool((combined == batch.payloads[0] * TOP_K).all()))
+        return right
+
+
+def mismatch(rank, exchange):
+    """What the kernels say to this exchange, in which phase, and what memory stays taken on this rank's GPU."""
+    from mnnvl_lab.transport import open_transport
+    from mnnvl_lab.transport.symmetric import device_memory_bytes
+
+    def attempt():
+        try:
+            with open_transport(rank, exchange) as transport:
+                transport.dispatch(small_batch(call_of(rank)))
+        except WorkspaceMismatch as error:
+            return error.kernel_words, error.phase, error.spans, error.ep_size
+        return None
+
+    def used():
+        rank.group("world").barrier()
+        size = device_memory_bytes(rank.device)
+        rank.group("world").barrier()
+        return size
+
+    attempt()
+    before = used()
+    return attempt(), used() - before
+
+
+def without_rank_1(rank, exchange):
+    """A round of all, then one in which rank 1 takes no part: counts, and whether rank 0's sums leave it out."""
+    import torch
+
+    from mnnvl_lab.transport import open_transport
+    from mnnvl_lab.transport.base import Admitted
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        full_round(transport, call, small_batch(call))
+        if rank.index == 1:
+            return None
+        received = transport.dispatch(Admitted(batch=small_batch(call, active_ranks=(0,))))
+        combined = transport.combine(call.partials(received.payloads[0], received.experts))
+        torch.cuda.synchronize()
+        return received.counts_R, bool((combined == call.partials(call.rows, call.ids)).all())
+
+
+def statistics(rank, exchange):
+    """Load statistics as they arrive with dispatch."""
+    import torch
+
+    from mnnvl_lab.transport import open_transport
+
+    call = call_of(rank)
+    mine = torch.arange(exchange.eplb_stats_experts, dtype=torch.int32, device=rank.device) + 100 * rank.index
+    with open_transport(rank, exchange) as transport:
+        received = transport.dispatch(small_batch(call, eplb_stats_E=mine))
+        table = received.eplb_stats_RE.cpu().tolist()
+        transport.combine(call.partials(received.payloads[0], received.experts))
+        return table
+
+
+def sanitized(rank, exchange):
+    """Whether the ids of each source's rows stayed, and which ids the rows without a token have after `sanitize`."""
+    from mnnvl_lab.transport import open_transport
+    from mnnvl_lab.transport.exchange import Batch
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        few = Batch(
+            payloads=(call.rows[:5],), experts_TK=call.ids[:5], weights_TK=call.weights[:5], runtime_max_tokens=TOKENS
+        )
+        received = transport.dispatch(few)
+        before = received.experts.clone()
+        transport.sanitize(exchange.experts)
+        kept = [bool((received.experts[received.block(s)] == before[received.block(s)]).all()) for s in range(2)]
+        stale = [received.experts[received.block(s).stop : (s + 1) * TOKENS].flatten().tolist() for s in range(2)]
+        transport.combine(call.partials(received.payloads[0], received.experts))
+        return kept, {i for ids in stale for i in ids}
+
+
+def peeked(rank, exchange):
+    """Rank 0 dispatches alone and reads its flags beside the spinning kernel; then rank 1 comes."""
+    from mnnvl_lab.transport import open_transport
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        batch = transport.admit(small_batch(call)).batch
+        full_round(transport, call, batch)  # a kernel that is loaded or memory that is taken later waits for the spin
+        flags, seconds = None, 0.0
+        if rank.index == 0:
+            transport.enqueue_prepare(batch)
+            transport.enqueue_dispatch(batch)
+            time.sleep(SPIN_S)
+            start = time.perf_counter()
+            flags = {name: value.tolist() for name, value in transport.peek_flags().items()}
+            seconds = time.perf_counter() - start
+        transport.group.barrier()
+        if rank.index == 1:
+            transport.enqueue_prepare(batch)
+            transport.enqueue_dispatch(batch)
+        payloads, ids, _ = transport.landed()
+        right = call.right(transport.enqueue_combine(call.partials(payloads[0], ids)))
+        return right, flags, seconds
+
+
+def full_round(transport, call, batch):
+    """Dispatch and combine with the experts of `Call`."""
+    received = transport.dispatch(batch)
+    return transport.combine(call.partials(received.payloads[0], received.experts))
+
+
+def misplaced(rank, exchange):
+    """Partials outside the workspace although they were promised inside."""
+    from mnnvl_lab.transport import open_transport
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        full_round(transport, call, small_batch(call))

@@ -1,0 +1,211 @@
+"""FlashInfer's kernels on real GPUs, beyond what the contract test asks of every transport."""
+
+import pytest
+
+from mnnvl_lab.errors import Refused, SmLimitFixed, WorkspaceMismatch
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.routing import Load, Uniform
+from mnnvl_lab.transport.exchange import Exchange
+from mnnvl_lab.transport.footprint import footprint
+from mnnvl_lab.transport.upstream import EXPERTS_PER_RANK, HIDDEN, LAYERS, TOKENS, TOP_K, attempt
+from tests import gpu_helpers as on
+
+GPUS = count_visible_gpus()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(GPUS == 0, reason="no NVIDIA GPU is visible: FlashInfer's kernels cannot run here"),
+    pytest.mark.timeout(600),
+]
+needs_pair = pytest.mark.skipif(GPUS < 2, reason=f"{GPUS} GPUs are visible: moe_ep wants NVLink between two")
+FIRST_S = 400  # the kernels may have to be compiled
+GPU_MODES = ("one_sided", "two_sided")
+WORDS = {
+    "one_sided": ("workspace.size(0) == epSize", "workspace first dim must equal ep_size", "open"),
+    "two_sided": ("allWorkspaces.size(0) == epSize", "allWorkspaces must have epSize elements", "dispatch"),
+}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two ranks: a GPU each where there are two, else both on one under MPS."""
+    with Ranks(Layout(dp=2), fabric="nvlink" if GPUS > 1 else "shared_gpu") as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def square():
+    """TP 2 x DP 2, several ranks a GPU where there are fewer than four."""
+    with Ranks(Layout(tp=2, dp=2), fabric="nvlink" if GPUS > 3 else "shared_gpu") as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def two(pair):
+    pair.use(Layout(dp=2))
+    return pair
+
+
+def small(mode, layout, **more):
+    """The exchange of `upstream.Call`'s small round."""
+    shape = {"max_tokens": TOKENS, "hidden": HIDDEN, "experts": EXPERTS_PER_RANK * layout.ep_size, "top_k": TOP_K}
+    return Exchange(mode=mode, layout=layout, **shape | more)
+
+
+def point(mode, *, tokens=(33, 7), experts=16, top_k=4, hidden=512, seed=0, **more):
+    layout = Layout(dp=len(tokens))
+    shape = {"max_tokens": max(*tokens, 1), "hidden": hidden, "experts": experts, "top_k": top_k}
+    exchange = Exchange(mode=mode, layout=layout, **shape | more)
+    return Point(exchange=exchange, load=Load(routing=Uniform(), tokens=tokens, seed=seed))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22])
+def test_every_compiled_top_k(two, top_k):
+    results = two.run(on.checked, point("one_sided", experts=32, top_k=top_k), timeout_s=FIRST_S)
+    assert results == [["exact"] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        point("one_sided", tokens=(0, 5)),
+        point("one_sided", tokens=(0, 0)),
+        point("one_sided", experts=7, top_k=2),
+        point("one_sided", tokens=(16, 16), experts=64, top_k=8, hidden=7168),
+        point("one_sided", extra_payload_bytes=(16, 4)),
+        point("one_sided", combine_dtype="fp16"),
+        point("one_sided", combine_dtype="fp32"),
+        point("one_sided", payload_in_workspace=True),
+        point("one_sided", low_precision_combine=True),
+        point("one_sided", low_precision_combine=True, payload_in_workspace=True),
+        point("one_sided", enable_rank_mask=True),
+        *(point("one_sided", format=name) for name in ("fp16", "fp32", "fp8_block", "mxfp8", "nvfp4")),
+        point("two_sided", tokens=(0, 5)),
+        point("two_sided", tokens=(0, 0)),
+        point("two_sided", tokens=(900, 901), top_k=2),
+        point("two_sided", top_k=3),
+        point("two_sided", tokens=(16, 16), experts=64, top_k=8, hidden=7168),
+        point("two_sided", combine_dtype="fp32", top_k=2),
+        *(point("two_sided", format=name, hidden=2048) for name in ("fp8_block", "mxfp8", "nvfp4")),
+    ],
+    ids=str,
+)
+def test_rounds_equal_the_oracle(two, asked):
+    results = two.run(on.checked, asked, timeout_s=FIRST_S)
+    assert all(result == ["exact"] * 2 for result in results)  # two ranks: at most two partials, any order rounds alike
+
+
+@pytest.mark.parametrize("mode", GPU_MODES)
+def test_rounds_may_change_size_between_barriers(two, mode):
+    exchange = point(mode, tokens=(64, 64)).exchange
+    loads = [Load(routing=Uniform(), tokens=tokens, seed=n) for n, tokens in enumerate([(64, 1), (3, 5), (40, 64)])]
+    assert two.run(on.growing, exchange, loads, timeout_s=FIRST_S) == [["exact"] * 3] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"payload_in_workspace": True}, {"mode": "two_sided"}], ids=str)
+def test_a_captured_round_replays_over_new_rows_and_routings(two, options):
+    exchange = small(**{"mode": "one_sided", "layout": two.layout} | options)
+    assert two.run(on.replayed, exchange, timeout_s=FIRST_S) == [[True] * 3] * 2
+
+
+@pytest.mark.parametrize("mode", GPU_MODES)
+@pytest.mark.parametrize("tokens", [16, 4096])
+def test_memory_is_as_predicted_and_comes_back_to_the_byte(two, mode, tokens):
+    exchange = small(mode, two.layout, max_tokens=tokens, hidden=7168)
+    for taken in two.run(footprint, exchange, timeout_s=FIRST_S):
+        assert taken.taken_bytes == taken.predicted_bytes
+        assert taken.left_bytes == 0
+
+
+@pytest.mark.parametrize("mode", GPU_MODES)
+def test_a_workspace_over_the_wrong_group_is_named_by_the_kernel_and_freed(square, mode):
+    check, rule, phase = WORDS[mode]
+    exchange = small(mode, square.layout, workspace_group="dp")
+    words = f"Check failed: {check} (2 vs. 4) : {rule}"
+    assert square.run(on.mismatch, exchange, timeout_s=FIRST_S) == [((words, phase, 2, 4), 0)] * 4
+
+
+@pytest.mark.parametrize("mode", GPU_MODES)
+def test_the_ranks_raise_the_mismatch_as_one_and_go_on(square, mode):
+    wrong = small(mode, square.layout, workspace_group="dp")
+    right = small(mode, square.layout)
+    load = Load(routing=Uniform(), tokens=(5,) * 4)
+    with pytest.raises(WorkspaceMismatch, match=r"spans 2 ranks \(the DP group\).*ep_size is 4 = DP 2 x PCP 1 x TP 2"):
+        square.run(on.checked, Point(exchange=wrong, load=load), timeout_s=FIRST_S)
+    assert len(square.run(on.checked, Point(exchange=right, load=load), timeout_s=FIRST_S)) == 4
+
+
+@pytest.mark.parametrize("layer", ["MoeAlltoAll", "MnnvlMoe"])
+def test_upstreams_classes_meet_the_wrong_group(square, layer):
+    outcomes = square.run(attempt, layer=layer, group="dp", timeout_s=FIRST_S)
+    assert {(o.phase, o.right) for o in outcomes} == {("open" if layer == "MoeAlltoAll" else "dispatch", None)}
+    assert all("(2 vs. 4)" in outcome.words for outcome in outcomes)
+    assert [outcome.right for outcome in square.run(attempt, layer=layer, group="ep", timeout_s=FIRST_S)] == [True] * 4
+
+
+@needs_pair
+@pytest.mark.parametrize("layer", sorted(LAYERS))
+def test_upstreams_classes_on_a_pair(pair, layer):
+    pair.use(Layout(tp=2))
+    for outcome in pair.run(attempt, layer=layer, group="dp", timeout_s=FIRST_S):
+        assert outcome.phase == ("dispatch" if layer == "MnnvlMoe" else "open")
+        assert "1" in outcome.words
+        assert "2" in outcome.words
+    assert [outcome.right for outcome in pair.run(attempt, layer=layer, group="ep", timeout_s=FIRST_S)] == [True] * 2
+
+
+def test_a_masked_rank_is_left_out(two):
+    exchange = small("one_sided", two.layout, enable_rank_mask=True)
+    (counts, right), gone = two.run(on.without_rank_1, exchange, timeout_s=FIRST_S)
+    assert gone is None
+    assert right
+    assert counts[0] > 0
+    assert counts[1] == 0
+
+
+def test_load_statistics_reach_every_rank(two):
+    exchange = small("one_sided", two.layout, eplb_stats_experts=3)
+    assert two.run(on.statistics, exchange, timeout_s=FIRST_S) == [[[0, 1, 2], [100, 101, 102]]] * 2
+
+
+def test_stale_ids_can_be_overwritten(two):
+    exchange = small("one_sided", two.layout)
+    for kept, stale in two.run(on.sanitized, exchange, timeout_s=FIRST_S):
+        assert kept == [True, True]
+        assert stale == {exchange.experts}
+
+
+def test_flags_are_readable_beside_a_spinning_kernel(two):
+    (right, flags, seconds), other = two.run(on.peeked, small("one_sided", two.layout), timeout_s=FIRST_S)
+    assert right
+    assert other[0]
+    assert flags["flag_val"] == [3]  # the epoch has moved on by one with every dispatch and every combine
+    assert flags["dispatch_completion_flags"] == [3, 1]
+    assert seconds < on.SPIN_S  # it did not wait for the kernel
+
+
+def test_fifo_heads_are_readable_beside_a_spinning_kernel(two):
+    (right, flags, seconds), other = two.run(on.peeked, small("two_sided", two.layout), timeout_s=FIRST_S)
+    assert right
+    assert other[0]
+    assert len(flags["connections"]) == len(flags["prepare_connections"]) == 2
+    assert seconds < on.SPIN_S
+
+
+def test_partials_outside_the_promised_place_are_refused(two):
+    exchange = small("one_sided", two.layout, payload_in_workspace=True)
+    with pytest.raises(Refused, match="partials_buffer"):
+        two.run(on.misplaced, exchange, timeout_s=FIRST_S)
+
+
+def test_another_sm_limit_needs_new_ranks(two):
+    two.run(on.checked, point("two_sided"), timeout_s=FIRST_S)
+    with pytest.raises(SmLimitFixed, match="renew the ranks"):
+        two.run(on.checked, point("two_sided", sm_limit=8), timeout_s=FIRST_S)
+    two.kill(0)
+    two.kill(1)
+    assert two.run(on.checked, point("two_sided", sm_limit=8), timeout_s=FIRST_S) == [["exact"] * 2] * 2
+    two.kill(0)
+    two.kill(1)
