@@ -1,0 +1,96 @@
+"""Who waits for whom in one operation, and what a straggler costs the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.measure.skew import entries
+from mnnvl_lab.plots.look import BLUE, FAINT, INK, QUIET, caption, head, load_words, new_axes, origin, strokes, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def timeline(
+    table: pd.DataFrame,
+    *,
+    iteration: int | None = None,
+    phase: str = "dispatch",
+    hue: str = "delay_us",
+    ax: Axes | None = None,
+) -> Axes:
+    """One operation: a bar a rank from its entry to its end, light while it waits for the last rank to enter.
+
+    Args:
+        table: samples of all ranks of one point, of clock `eager`.
+        iteration: which; by default the one whose slowest rank is the median.
+        phase: which operation.
+        hue: point column that is named below the title.
+
+    Raises:
+        Refused: no such samples, or samples of several points.
+    """
+    split = entries(table[table["phase"] == phase])
+    chosen = _median_iteration(split) if iteration is None else iteration
+    bars = split[split["iteration"] == chosen].sort_values("rank")
+    if bars.empty or bars["rank"].duplicated().any():
+        raise Refused(
+            f"{len(bars)} samples of {phase}, iteration {chosen}: a timeline shows one sample a rank; "
+            "pass the samples of one point and an iteration that it has"
+        )
+    with style():
+        ax = new_axes(ax, height=1.4 + 0.45 * len(bars))
+        rows = np.arange(len(bars))
+        ax.barh(rows, bars["wait_us"], left=bars["entered_us"], color=FAINT, label="waits for the last rank")
+        moving_from = bars["entered_us"] + bars["wait_us"]
+        ax.barh(rows, bars["moving_us"], left=moving_from, color=BLUE, label="moves its rows")
+        ax.axvline(bars["entered_us"].max(), color=INK, linewidth=1, linestyle=":", gid="last entry")
+        ax.set_yticks(rows, [f"rank {rank}" for rank in bars["rank"]])
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("Time since the first rank entered (µs)")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=2, frameon=False)
+        head(ax, f"Who waits for whom in {phase}", _subtitle(bars, hue, chosen))
+        caption(ax, f"{origin(table)} · entries by the host's clock", below_points=72)
+    return ax
+
+
+def others_wait(
+    effect: pd.DataFrame, *, x: str = "delay_us", hue: str = "mode", words: str = "", ax: Axes | None = None
+) -> Axes:
+    """Growth of the others' latency over the delay of one rank, with the line on which both are equal.
+
+    Args:
+        effect: of `measure.skew.straggler_effect`.
+        x, hue: columns of the delay and of what colour tells.
+        words: for the caption, such as `look.origin` of the samples.
+    """
+    with style():
+        ax = new_axes(ax, height=4.8)
+        ends = [0.0, float(effect[x].max())]
+        ax.plot(ends, ends, color=QUIET, linestyle="--", linewidth=1, label="growth = delay", gid="identity")
+        for value, stroke in strokes(list(effect[hue].unique())).items():
+            line = effect[effect[hue] == value].sort_values(x)
+            marks = {"color": stroke.color, "marker": stroke.marker, "label": stroke.label}
+            ax.plot(line[x], line["growth_us"], **marks, gid=f"growth {value}")
+            ax.plot(line[x], line["delayed_p50_us"], **marks | {"label": None}, linestyle=":", gid=f"delayed {value}")
+        ax.set_xlabel("Delay of one rank (µs)")
+        ax.set_ylabel("Growth of the others' latency (µs)")
+        ax.legend(frameon=False)
+        head(ax, "What a late rank costs the others", load_words(effect, (hue,)))
+        caption(ax, f"{words} medians over iterations; dotted: latency of the late rank itself".strip())
+    return ax
+
+
+def _median_iteration(split: pd.DataFrame) -> int:
+    slowest = split.groupby("iteration")["latency_us"].max()
+    return int((slowest - slowest.median()).abs().idxmin()) if len(slowest) else 0
+
+
+def _subtitle(bars: pd.DataFrame, hue: str, iteration: int) -> str:
+    values = [f"{hue} {bars[hue].iloc[0]:g}"] if hue in bars.columns else []
+    return " · ".join([*values, f"iteration {iteration}", load_words(bars)])
