@@ -6,6 +6,7 @@ or configured: that is the caller's.
 """
 
 from mnnvl_lab.plots.grid import rank_grid
+from mnnvl_lab.plots.limits import limits
 from mnnvl_lab.plots.lines import latency, memory
 from mnnvl_lab.plots.look import style
 from mnnvl_lab.plots.regions import region_map
@@ -15,6 +16,7 @@ from mnnvl_lab.plots.traffic import traffic
 __all__ = [
     "bounds_table",
     "latency",
+    "limits",
     "memory",
     "memory_table",
     "rank_grid",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,22 @@ def cores() -> int:
 
 def host_label() -> str:
     return f"{cores()}-core {cpu_model()}"
+
+
+def memory_copy_gigabytes_per_s(size_bytes: int = 8 * 1024**2, repeats: int = 5) -> float:
+    """The fastest that all cores together copy memory, counted once a byte copied: a limit for fabric `host`.
+
+    Args:
+        size_bytes: each core copies; small enough that caches help, as they help a round.
+    """
+    pairs = [(np.ones(size_bytes, np.uint8), np.zeros(size_bytes, np.uint8)) for _ in range(cores())]
+    fastest_s = float("inf")
+    with ThreadPoolExecutor(len(pairs)) as threads:
+        for _ in range(repeats):
+            began_s = time.perf_counter()
+            list(threads.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+            fastest_s = min(fastest_s, time.perf_counter() - began_s)
+    return len(pairs) * size_bytes / fastest_s / 1e9
 
 
 def find_gpus() -> Gpus:

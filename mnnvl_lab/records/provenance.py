@@ -11,7 +11,14 @@ from pathlib import Path
 
 from mnnvl_lab import __version__
 from mnnvl_lab.records.columns import SCHEMA
-from mnnvl_lab.records.machine import cores, cpu_model, find_gpus, host_label, version_of
+from mnnvl_lab.records.machine import (
+    cores,
+    cpu_model,
+    find_gpus,
+    host_label,
+    memory_copy_gigabytes_per_s,
+    version_of,
+)
 
 REQUIRED = ("schema", "created_at", "device", "topology")
 """Without these a figure could not say what it shows."""
@@ -59,9 +66,14 @@ def describe(provenance: Mapping[str, object]) -> str:
     return "\n".join(f"{field:>{width}}: {value}" for field, value in provenance.items())
 
 
-def _device(fabric: str) -> dict[str, str]:
+def _device(fabric: str) -> dict[str, object]:
     if fabric == "host":
-        return {"device": host_label(), "driver": "", "topology": "shared memory of one machine"}
+        return {
+            "device": host_label(),
+            "driver": "",
+            "topology": "shared memory of one machine",
+            "memory_copy_gigabytes_per_s": round(memory_copy_gigabytes_per_s(), 2),
+        }
     gpus = find_gpus()
     return {"device": gpus.label or "unknown GPU", "driver": gpus.driver, "topology": gpus.topology}
 
