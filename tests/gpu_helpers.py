@@ -20,7 +20,7 @@ def checked(rank, point, rounds=2):
 
 
 def growing(rank, exchange, loads):
-    """Rounds of different size and routing in one workspace, with a barrier where offsets move."""
+    """Rounds of different size and routing in one workspace."""
     from mnnvl_lab.measure.check import checked_round
     from mnnvl_lab.measure.point import Point
     from mnnvl_lab.measure.work import Work
@@ -31,7 +31,6 @@ def growing(rank, exchange, loads):
         for load in loads:
             work = Work.of(rank, Point(exchange=exchange, load=load))
             strictness.append(checked_round(transport, work, work.batch())[1])
-            transport.group.barrier()
     return strictness
 
 

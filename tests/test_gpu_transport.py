@@ -98,7 +98,7 @@ def test_rounds_equal_the_oracle(two, asked):
 
 
 @pytest.mark.parametrize("mode", GPU_MODES)
-def test_rounds_may_change_size_between_barriers(two, mode):
+def test_rounds_may_change_size(two, mode):
     exchange = point(mode, tokens=(64, 64)).exchange
     loads = [Load(routing=Uniform(), tokens=tokens, seed=n) for n, tokens in enumerate([(64, 1), (3, 5), (40, 64)])]
     assert two.run(on.growing, exchange, loads, timeout_s=FIRST_S) == [["exact"] * 3] * 2

@@ -80,6 +80,13 @@ def test_upstreams_window_is_put_back_also_after_a_failure():
     assert {name: getattr(memory, name) for name in symmetric._WINDOW} == before
 
 
+@pytest.mark.parametrize(("answers", "left"), [([False, False], False), ([None, False], None)])
+def test_all_ranks_probe_again_if_one_process_is_new(monkeypatch, answers, left):
+    monkeypatch.setattr(mnnvl.MnnvlMemory, "_fabric_supported", False)
+    symmetric.forget_fabric_support(symmetric.GroupBackend(FakeGroup(answers=answers)))
+    assert mnnvl.MnnvlMemory._fabric_supported is left
+
+
 def test_only_the_own_row_is_zeroed(driver):
     rows = allocated(FakeGroup()).rows
     assert rows.sum(1).tolist() == [64, 0, 64, 64]

@@ -31,7 +31,7 @@ class FlashInferOneSided(FlashInferTransport):
         import flashinfer.comm.trtllm_moe_alltoall as kernels
 
         x = self.exchange
-        self._kernels, self._views, self._view_cache = kernels, [], {}
+        self._kernels, self._views, self._view_cache, self._last_max_tokens = kernels, [], {}, None
         self.workspace = OneSidedWorkspace.of(x)
         sizes = (x.ep_size, x.max_tokens, x.dispatch_bytes_per_token, x.combine_bytes_per_token, x.eplb_stats_experts)
         asked = kernels.moe_a2a_get_workspace_size_per_rank(*sizes)
@@ -90,6 +90,19 @@ class FlashInferOneSided(FlashInferTransport):
         begin = self._combine_offset
         end = begin + rows * self.exchange.combine_bytes_per_token
         return self._memory.own_row[begin:end].view(self.combine_dtype).view(rows, self.exchange.hidden)
+
+    def _dispatch(self, batch: Batch) -> Received:
+        if batch.runtime_max_tokens != self._last_max_tokens and batch.active_ranks is None:
+            self._settle()
+        self._last_max_tokens = batch.runtime_max_tokens
+        return super()._dispatch(batch)
+
+    def _settle(self) -> None:
+        """Before offsets move: no barrier follows combine, so a peer may still pull from where new rows would land."""
+        import torch
+
+        torch.cuda.synchronize(self.rank.device)
+        self.group.barrier()
 
     def _combine(self, partials: torch.Tensor) -> torch.Tensor:
         promised = self._memory.own_row.data_ptr() + self._combine_offset

@@ -66,6 +66,17 @@ def own_window(backend: GroupBackend):
             setattr(MnnvlMemory, name, value)
 
 
+def forget_fabric_support(backend: GroupBackend) -> None:
+    """Let all ranks probe for fabric handles again if one has not. Collective.
+
+    `MnnvlMemory` asks its peers once a process and remembers: a renewed process would ask old ones that no longer do.
+    """
+    from flashinfer.comm.mnnvl import MnnvlMemory
+
+    if None in backend.allgather(MnnvlMemory._fabric_supported):
+        MnnvlMemory._fabric_supported = None
+
+
 class SymmetricMemory:
     """One allocation over a group, `[group.size, size_bytes]`, zeroed. Collective, and so is `close`.
 
@@ -83,7 +94,9 @@ class SymmetricMemory:
 
         self.group, self.size_bytes, self.device = group, size_bytes, device
         torch.cuda.set_device(device)
-        with own_window(GroupBackend(group)) as memory:
+        backend = GroupBackend(group)
+        forget_fabric_support(backend)
+        with own_window(backend) as memory:
             memory.initialize()
             self._address, self.rank_stride_bytes = memory.open_mnnvl_memory(None, size_bytes)
         try:

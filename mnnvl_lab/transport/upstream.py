@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.transport.flashinfer_base import first_line
 from mnnvl_lab.transport.flashinfer_two_sided import fix_sm_limit
-from mnnvl_lab.transport.symmetric import GroupBackend
+from mnnvl_lab.transport.symmetric import GroupBackend, forget_fabric_support
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,7 @@ def attempt(rank: Rank, *, layer: str, group: str = "ep", sm_limit: int | None =
     call = Call(rank=rank, ep=rank.group("ep"), group=rank.group(group), sm_limit=sm_limit)
     result = partial(Outcome, layer=layer, group=group)
     phase = None
+    forget_fabric_support(call.backend)
     try:
         with warnings.catch_warnings(), closing(LAYERS[layer](call)) as steps:
             warnings.simplefilter("ignore", DeprecationWarning)  # they are what is looked at
