@@ -4,9 +4,11 @@
     One operation after a barrier: what a caller waits who enters with the others. Launch cost and the skew between the
     ranks' entries are inside. On a GPU between two CUDA events, on the CPU by the monotonic clock.
 `graph`
-    Rounds back to back, replayed from a CUDA graph, a replay divided by its rounds: what a decoding step pays.
+    Rounds back to back, replayed from a CUDA graph, a replay divided by its rounds: what a decoding step pays. A replay
+    that is not timed runs just before, so that the ranks enter the timed one together.
 `kernel`
     The span on the device from the first kernel of a phase to the end of its last, by the profiler: no launch cost.
+    Every launch is queued behind a sleeping kernel and a round that is not timed, so that no rank waits for a host.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from mnnvl_lab.transport.exchange import Batch
 
 ANNOTATION = "mnnvl_lab."
 L2_FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU
+SLEEP_CYCLES = 4_000_000  # about 2 ms, longer than it takes to launch two rounds under the profiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,7 @@ def graph(work: Round, sampling: Sampling) -> Iterator[list[Sample]]:
     iteration = -sampling.warmup
     while True:
         work.barrier()
+        replay()
         start_us, latency_us = timed(work.device, replay)
         if iteration >= 0:
             per_round_us = latency_us / sampling.graph_rounds
@@ -175,13 +179,19 @@ def kernel(work: Round, sampling: Sampling) -> Iterator[list[Sample]]:
     while True:
         with _profiler() as profile:
             for _ in range(sampling.min_samples):
-                for phase in work.transport.phases:
-                    work.barrier()
-                    with torch.profiler.record_function(ANNOTATION + phase):
-                        work.phase(phase)
+                _annotated_round(work)
             synchronize(work.device)
         yield from spans(profile.events(), first)
         first += sampling.min_samples
+
+
+def _annotated_round(work: Round) -> None:
+    work.barrier()
+    torch.cuda._sleep(SLEEP_CYCLES)
+    work.phase("round")
+    for phase in work.transport.phases:
+        with torch.profiler.record_function(ANNOTATION + phase):
+            work.phase(phase)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ is kept here by the transport.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -189,7 +188,7 @@ def fix_sm_limit(rank: Rank, group: Group, sm_limit: int | None) -> int:
 
     module = get_comm_alltoall_module()
     present = torch.cuda.get_device_properties(rank.device).multi_processor_count
-    wanted = int(present * _mps_share()) if sm_limit is None else min(sm_limit, present)
+    wanted = present if sm_limit is None else min(sm_limit, present)  # MPS shows a rank its share alone
     for ep_rank, fixed in enumerate(group.allgather(getattr(module, _NOTE, None))):
         if fixed not in (None, wanted):
             raise SmLimitFixed(
@@ -202,11 +201,6 @@ def fix_sm_limit(rank: Rank, group: Group, sm_limit: int | None) -> int:
             module.set_moe_max_usable_sm_count(wanted)
         setattr(module, _NOTE, wanted)
     return wanted
-
-
-def _mps_share() -> float:
-    """The part of the GPU that MPS leaves this process: blocks beyond it would wait for each other for ever."""
-    return float(os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE") or 100) / 100
 
 
 def _watch(row: torch.Tensor, region: Region) -> FlagWatch:
