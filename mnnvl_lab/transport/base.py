@@ -158,11 +158,8 @@ class Transport(ABC):
 
     @contextmanager
     def _moving(self, before: str, after: str, verb: str):
-        """From one state to the next, or back if the input is refused; what fails half-way leaves a failed transport."""
-        if self._state != before:
-            rule = "a dispatch is followed by its combine" if before == "idle" else "combine follows a dispatch"
-            remedy = "close it and open another" if self._state == "failed" else "call them in turn"
-            raise Refused(f"{verb} called while the transport is {self._state!r}: {rule}; {remedy}")
+        """From one state to the next, or back if the input is refused; a failure half-way leaves a failed transport."""
+        self._require(before, verb)
         self._state = "failed"
         try:
             yield
@@ -170,3 +167,9 @@ class Transport(ABC):
             self._state = before
             raise
         self._state = after
+
+    def _require(self, state: str, verb: str) -> None:
+        if self._state != state:
+            rule = "a dispatch is followed by its combine" if state == "idle" else "combine follows a dispatch"
+            remedy = "close it and open another" if self._state == "failed" else "call them in turn"
+            raise Refused(f"{verb} called while the transport is {self._state!r}: {rule}; {remedy}")

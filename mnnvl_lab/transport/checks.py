@@ -129,8 +129,8 @@ def partials_problem(partials: torch.Tensor, rows: int, hidden: int, combine_dty
     if partials.shape == (rows, hidden) and str(partials.dtype) == f"torch.{dtype}" and partials.is_contiguous():
         return None
     return (
-        f"partials are {_form(partials)}: combine takes contiguous [{rows}, {hidden}] of {dtype}, a row for each received "
-        "row; fill partials_buffer(received)"
+        f"partials are {_form(partials)}: combine takes contiguous [{rows}, {hidden}] of {dtype}, a row for each "
+        "received row; fill partials_buffer(received)"
     )
 
 

@@ -22,6 +22,7 @@ from mnnvl_lab.transport.exchange import Batch, Exchange, Received
 from mnnvl_lab.transport.keeping import put_back, take
 from mnnvl_lab.transport.peek import cut
 from mnnvl_lab.transport.routes import Routes
+from mnnvl_lab.transport.rows import as_bytes
 from mnnvl_lab.transport.segments import Segments
 from mnnvl_lab.transport.slot_sum import RowTable, SlotSum
 from mnnvl_lab.transport.waiting import WAIT_LIMIT_S, Fence, wait_until
@@ -99,7 +100,7 @@ class HostOneSided(Transport):
         self.group.barrier()
 
     def _dispatch(self, batch: Batch) -> Received:
-        payloads = [_as_bytes(tensor) for tensor in (*batch.payloads, batch.experts_TK, batch.weights_TK)]
+        payloads = [as_bytes(tensor) for tensor in (*batch.payloads, batch.experts_TK, batch.weights_TK)]
         offsets, combine_offset = self._offsets(batch.runtime_max_tokens, [tensor.shape[1] for tensor in payloads])
         active = tuple(range(self.ep_size)) if batch.active_ranks is None else batch.active_ranks
         routes = Routes.of(
@@ -262,11 +263,6 @@ class HostOneSided(Transport):
             grain_bytes=gcd(memory.stride_bytes, begin, stride_bytes),
         )
         return self._sum(table, self._round.routes.offsets_TK(first_R, stride_bytes))
-
-
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The rows as uint8 `[T, row_bytes]`: what moves them must not care what they mean."""
-    return tensor.view(torch.uint8) if tensor.numel() else tensor.new_empty(0, tensor.shape[1] * tensor.itemsize).byte()
 
 
 def _saturated(rows: torch.Tensor) -> torch.Tensor:

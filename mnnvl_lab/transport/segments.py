@@ -2,8 +2,8 @@
 
 As MNNVL does on GPUs: each rank creates the memory of its own row and maps all rows at one stride into one stretch of
 addresses, so that a row of any peer is an index away. Segments are POSIX shared memory without a name where the system
-has that (Linux: `memfd_create`, which `/dev/shm`'s size does not limit), else files in the ranks' private directory that
-lose their name once all have mapped them. Either way nothing is left when processes die.
+has that (Linux: `memfd_create`, which `/dev/shm`'s size does not limit), else files in the ranks' private directory
+that lose their name once all have mapped them. Either way nothing is left when processes die.
 """
 
 from __future__ import annotations

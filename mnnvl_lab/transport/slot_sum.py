@@ -2,8 +2,8 @@
 
 A token has K slots, most of them empty: only the first choice that names a rank has a row. The kernel adds up all K in
 float32, an empty one as +0.0 (vectorized_combine_impl of moeAlltoAllKernels.cu). Leaving a zero out of a sum changes no
-bit of it, but for -0.0 + 0.0 = +0.0, which one +0.0 at the end makes good. What remains is a tree over the rows that are
-there; tokens with the same tree are added up together.
+bit of it, but for -0.0 + 0.0 = +0.0, which one +0.0 at the end makes good. What remains is a tree over the rows that
+are there; tokens with the same tree are added up together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from mnnvl_lab.oracle.combine import reduce_slots
 
-SCRATCH_BYTES = 1 << 20  # of float32 rows: they should stay in a core's own cache
+SCRATCH_BYTES = 3 << 18  # of float32 rows: with the rows they come from they should stay in a core's own cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class SlotSum:
         step = self._capacity // rows
         for begin in range(0, len(index_TN), step):
             index_NT = np.ascontiguousarray(index_TN[begin : begin + step].T)
-            slots = self._load(table, index_NT)
+            slots = self._load(table, index_NT).unbind(0)
             for into, addend in steps:
                 slots[into].add_(slots[addend])
             if rows < self.top_k:

@@ -1,0 +1,131 @@
+"""What a serving engine does without a workspace: plain collectives of torch.distributed, on any fabric.
+
+Gloo carries tensors of the CPU, NCCL those of GPUs. Neither mode has limits on top_k or experts, nor a workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mnnvl_lab.ranks.rank import Rank
+from mnnvl_lab.transport.base import Transport
+from mnnvl_lab.transport.exchange import Batch, Exchange, Received
+from mnnvl_lab.transport.routes import Routes
+from mnnvl_lab.transport.rows import as_bytes
+
+
+class Collective(Transport):
+    """A mode over the EP group's torch.distributed group. There is nothing to open or to close."""
+
+    def __init__(self, rank: Rank, exchange: Exchange):
+        super().__init__(rank, exchange)
+        self.fabric = rank.fabric
+        alone = self.group.size == 1
+        self._processes = None if alone else self.group.device_group
+
+    def close(self) -> None:
+        """Nothing was taken: the groups belong to the rank."""
+
+    def _gather_counts(self, counts: Sequence[int]) -> np.ndarray:
+        """int64 `[R, len(counts)]`: every rank's."""
+        mine = torch.tensor(counts, dtype=torch.int64, device=self.rank.device)
+        every = torch.empty(self.ep_size * len(mine), dtype=torch.int64, device=self.rank.device)
+        if self._processes is None:
+            every.copy_(mine)
+        else:
+            dist.all_gather_into_tensor(every, mine, group=self._processes)
+        return every.view(self.ep_size, -1).cpu().numpy()
+
+
+class AllgatherReducescatter(Collective):
+    """Every rank gets every token; partial sums of all of them are added up on the way back.
+
+    vLLM's default: `all_gatherv` in dispatch, `reduce_scatterv` in combine, which adds up in the rows' own dtype (NCCL
+    and Gloo alike: a sum is rounded at every step). Ranks with fewer than M tokens pad to M. A rank's partial must be
+    zero for a token of which it owns no expert.
+    """
+
+    mode = "allgather_reducescatter"
+
+    def _dispatch(self, batch: Batch) -> Received:
+        self._batch = batch
+        M = batch.runtime_max_tokens
+        *payloads, experts, weights = (
+            self._gather(tensor, M) for tensor in (*batch.payloads, batch.experts_TK, batch.weights_TK)
+        )
+        return Received(
+            payloads=tuple(payloads),
+            experts=experts,
+            weights=weights,
+            counts_R=tuple(self._gather_counts([batch.tokens])[:, 0].tolist()),
+            starts_R=tuple(range(0, self.ep_size * M, M)),
+        )
+
+    def _gather(self, rows: torch.Tensor, max_tokens: int) -> torch.Tensor:
+        """`[R * M, width]`."""
+        padded = rows.new_zeros(max_tokens, rows.shape[1])
+        padded[: len(rows)] = rows
+        if self._processes is None:
+            return padded
+        every = rows.new_empty(self.ep_size * max_tokens, rows.shape[1])
+        dist.all_gather_into_tensor(every.view(torch.uint8), padded.view(torch.uint8), group=self._processes)
+        return every
+
+    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
+        if self._processes is None:
+            return partials[: self._batch.tokens].clone()
+        own = partials.new_empty(self._batch.runtime_max_tokens, self.exchange.hidden)
+        dist.reduce_scatter_tensor(own, partials, group=self._processes)
+        return own[: self._batch.tokens]
+
+
+class AllToAll(Collective):
+    """Each row goes once to every rank that owns one of its token's experts, and a partial sum comes back.
+
+    `all_to_all_single` with splits, after the counts. The sum over a token's rows is in float32, by ascending rank, with
+    one rounding at the end.
+    """
+
+    mode = "all_to_all"
+
+    def _dispatch(self, batch: Batch) -> Received:
+        x = self.exchange
+        self._batch = batch
+        self._routes = Routes.of(batch.experts_TK.cpu().numpy(), experts=x.experts, ep_size=self.ep_size)
+        self._counts_R = self._gather_counts(self._routes.counts_R)[:, self.ep_rank].tolist()
+        sent = torch.from_numpy(np.concatenate(self._routes.tokens_R)).to(self.rank.device)
+        *payloads, experts, weights = (
+            self._send(tensor, sent) for tensor in (*batch.payloads, batch.experts_TK, batch.weights_TK)
+        )
+        return Received(
+            payloads=tuple(payloads),
+            experts=experts,
+            weights=weights,
+            counts_R=tuple(self._counts_R),
+            starts_R=tuple(np.cumsum((0, *self._counts_R[:-1])).tolist()),
+        )
+
+    def _send(self, rows: torch.Tensor, sent: torch.Tensor) -> torch.Tensor:
+        """Rows `[sum of counts_R, width]` from all sources, where `sent` are those that go, by target."""
+        arrived = rows.new_empty(sum(self._counts_R), rows.shape[1])
+        self._swap(as_bytes(arrived), as_bytes(rows)[sent], self._counts_R, self._routes.counts_R.tolist())
+        return arrived
+
+    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
+        sent_R = self._routes.counts_R.tolist()
+        home = partials.new_empty(sum(sent_R), self.exchange.hidden)
+        self._swap(as_bytes(home), as_bytes(partials), sent_R, self._counts_R)
+        total = torch.zeros(self._batch.tokens, self.exchange.hidden, device=home.device)
+        for tokens, rows in zip(self._routes.tokens_R, home.split(sent_R), strict=True):
+            total.index_add_(0, torch.from_numpy(tokens).to(home.device), rows.float())
+        return total.to(home.dtype)
+
+    def _swap(self, into: torch.Tensor, rows: torch.Tensor, into_R: list[int], rows_R: list[int]) -> None:
+        if self._processes is None:
+            into.copy_(rows)
+        else:
+            dist.all_to_all_single(into, rows, into_R, rows_R, group=self._processes)
