@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnnvl_lab.errors import LabError, Refused, WorkspaceMismatch
+from mnnvl_lab.errors import LabError, WorkspaceMismatch
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.exchange import Batch, Exchange, Received
 from mnnvl_lab.transport.peek import cut
@@ -58,13 +58,6 @@ class FlashInferTransport(Transport):
         return self._received()
 
     def _combine(self, partials: torch.Tensor) -> torch.Tensor:
-        rows = self.ep_size * self._round.runtime_max_tokens
-        form = (rows, self.exchange.hidden), self.combine_dtype
-        if (tuple(partials.shape), partials.dtype) != form or not partials.is_contiguous():
-            raise Refused(
-                f"partials are {tuple(partials.shape)} of {partials.dtype}: combine takes contiguous {form[0]} of "
-                f"{form[1]}, a row for each received row; fill partials_buffer(received)"
-            )
         return self.enqueue_combine(partials)
 
     def workspace_row(self) -> np.ndarray:
