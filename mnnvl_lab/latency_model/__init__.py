@@ -1,0 +1,25 @@
+"""A latency model with few, physical parameters: fitted to records, judged by what it was not fitted to, predicting.
+
+A prediction is no measurement: it carries an interval, its tables have columns of their own, and it joins no records.
+"""
+
+from mnnvl_lab.latency_model.data import frame, observations
+from mnnvl_lab.latency_model.fit import LatencyModel, Observation, Prediction, fit, leave_one_out
+from mnnvl_lab.latency_model.terms import TERMS, Parameter, Terms
+from mnnvl_lab.latency_model.work import Point, Work, work_of
+
+__all__ = [
+    "TERMS",
+    "LatencyModel",
+    "Observation",
+    "Parameter",
+    "Point",
+    "Prediction",
+    "Terms",
+    "Work",
+    "fit",
+    "frame",
+    "leave_one_out",
+    "observations",
+    "work_of",
+]

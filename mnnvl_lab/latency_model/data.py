@@ -1,0 +1,69 @@
+"""From records to observations, and from predictions to a table that no one takes for a record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+
+import pandas as pd
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.latency_model.fit import CONFIDENCE, Observation, Prediction
+from mnnvl_lab.latency_model.terms import TERMS
+from mnnvl_lab.latency_model.work import Point
+from mnnvl_lab.records import provenance_of, summary
+
+KIND = "prediction"
+
+
+def observations(table: pd.DataFrame, *, gpus: int | None = None) -> list[Observation]:
+    """The medians that the model is fitted to: rounds on the `graph` clock, undelayed, of modes that it knows.
+
+    Args:
+        table: samples, as `records.load` gives them; one device.
+        gpus: how many GPUs carried the ranks; read from the provenance's device, such as `2 x H100`, if left out.
+
+    Raises:
+        Refused: no such samples, or ranks share GPUs of unknown number.
+    """
+    graph_rounds = (table["clock"] == "graph") & (table["phase"] == "round") & (table["fabric"] != "host")
+    chosen = table[graph_rounds & table["mode"].isin(list(TERMS)) & (table["delay_us"] == 0) & (table["tokens"] > 0)]
+    if chosen.empty:
+        raise Refused("no rounds on the graph clock of a GPU: the model is fitted to these; sweep with clock graph")
+    gpus = gpus if gpus is not None else gpu_count(str(provenance_of(table).get("device", "")))
+    medians = summary(chosen).to_dict("records")
+    return [Observation.of(_point(row, gpus), row["p50_us"]) for row in medians]
+
+
+def gpu_count(device: str) -> int | None:
+    """`2 x NVIDIA H100 80GB HBM3` to 2; None where the label does not say."""
+    found = re.match(r"(\d+)\s*x\s", device)
+    return int(found[1]) if found else None
+
+
+def frame(predictions: Iterable[Prediction]) -> pd.DataFrame:
+    """Predictions as a table with columns of its own: `kind` is `prediction`, and `records.join` refuses it."""
+    return pd.DataFrame(
+        {"kind": KIND, **asdict(p.point)}
+        | {
+            "predicted_us": round(p.latency_us, 2),
+            "low_us": round(p.low_us, 2),
+            "high_us": round(p.high_us, 2),
+            "confidence": CONFIDENCE,
+        }
+        for p in predictions
+    )
+
+
+def _point(row: dict, gpus: int | None) -> Point:
+    names = {f.name for f in fields(Point)} & set(row)
+    return Point(**{name: row[name] for name in names}, ranks_per_gpu=_ranks_per_gpu(row, gpus))
+
+
+def _ranks_per_gpu(row: dict, gpus: int | None) -> int:
+    if row["fabric"] == "nvlink":
+        return 1
+    if gpus is None:
+        raise Refused("ranks share GPUs, but the record does not say how many GPUs there were; pass gpus=")
+    return -(-row["ep_size"] * row["pp"] // gpus)

@@ -1,0 +1,202 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnnvl_lab import latency_model as lm
+from mnnvl_lab import records
+from mnnvl_lab.errors import RecordError, Refused
+from mnnvl_lab.latency_model.data import gpu_count
+from mnnvl_lab.latency_model.fit import levenberg_marquardt
+from mnnvl_lab.latency_model.work import per_gpu
+from tools import predict
+
+MEDIANS = Path(__file__).parent / "data" / "graph_medians.csv"  # two H100 over NVLink, November 2026
+SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
+
+
+def point(**changes) -> lm.Point:
+    return lm.Point(
+        **{"mode": "one_sided", "ep_size": 2, "tokens": 128, "payload_in_workspace": True} | SHAPE | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def observed() -> list[lm.Observation]:
+    rows = pd.read_csv(MEDIANS).to_dict("records")
+    return [lm.Observation.of(point(**row), latency_us) for row in rows for latency_us in [row.pop("latency_us")]]
+
+
+@pytest.fixture(scope="module")
+def left_out(observed) -> pd.DataFrame:
+    return lm.leave_one_out(observed)
+
+
+def samples(medians: pd.DataFrame, **changes) -> pd.DataFrame:
+    """Records with these medians: five iterations of two ranks around each."""
+    shared = {"tp": 1, "pcp": 1, "pp": 1, "format": "bf16", "routing": "uniform", "seed": 0, "checked": "exact"}
+    rows = [
+        row
+        | SHAPE
+        | shared
+        | {"dp": row["ep_size"], "clock": "graph", "phase": "round", "rank": rank, "iteration": i}
+        | {"latency_us": row["latency_us"] * (1 + 0.01 * (i - 2)) - (1 - rank), "payload_in_workspace": True}
+        | changes
+        for row in medians.drop(columns="ranks_per_gpu").to_dict("records")
+        for i in range(5)
+        for rank in range(2)
+    ]
+    origin = {"schema": 1, "created_at": "2026-11-24", "device": "2 x NVIDIA H100 80GB HBM3", "topology": "NVLink"}
+    return records.new_table(rows, origin)
+
+
+class TestWork:
+    def test_bytes_of_a_pair_of_gpus(self):
+        """4096 tokens carry 58.5 MB each way (measured.md): nearly all tokens go to both ranks."""
+        work = lm.work_of(point(tokens=4096))
+        assert work.combine_link_bytes == pytest.approx(58.5e6, rel=0.005)
+        assert work.dispatch_link_bytes / work.combine_link_bytes == pytest.approx(1 + 64 / 14336)
+        assert work.slot_bytes == 2 * 4096 * 8 * 7168 * 2
+        assert work.staged_bytes == 0
+        assert lm.work_of(point(tokens=4096, payload_in_workspace=False)).staged_bytes > 2 * 2 * 58.0e6
+
+    def test_ranks_that_share_gpus_share_links(self):
+        """Four of eight ranks a GPU: 16 pairs of ranks cross each way."""
+        work = lm.work_of(point(ep_size=8, fabric="shared_gpu", ranks_per_gpu=4, tokens=64, routing="balanced"))
+        assert work.combine_link_bytes == 4 * 4 * 64 * 14336
+        alone = lm.work_of(point(ep_size=8, fabric="shared_gpu", ranks_per_gpu=8, tokens=64))
+        assert alone.dispatch_link_bytes == alone.combine_link_bytes == 0
+
+    @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
+    def test_gpus_sum_their_ranks(self, gpus, each, seed):
+        matrix = np.random.default_rng(seed).integers(0, 100, (gpus * each, gpus * each))
+        blocks = matrix.reshape(gpus, each, gpus, each)
+        assert (per_gpu(matrix, each) == blocks.sum(axis=(1, 3))).all()
+
+    def test_fp8_dispatch_halves_the_link(self):
+        bf16, fp8 = (lm.work_of(point(tokens=512, format=name)) for name in ("bf16", "fp8_block"))
+        assert fp8.dispatch_link_bytes / bf16.dispatch_link_bytes == pytest.approx((7168 + 224 + 64) / (14336 + 64))
+        assert fp8.combine_link_bytes == bf16.combine_link_bytes
+
+    def test_host_and_shared_nvlink_are_refused(self):
+        with pytest.raises(Refused, match="fabric is host"):
+            point(fabric="host")
+        with pytest.raises(Refused, match="GPU of its own"):
+            point(ranks_per_gpu=2)
+
+
+class TestFit:
+    def test_least_squares_of_a_known_curve(self):
+        x = np.linspace(0.1, 3, 30)
+        y = 2.0 * np.exp(-1.5 * x) + 0.3
+        found = levenberg_marquardt(lambda p: p[0] * np.exp(-p[1] * x) + p[2] - y, np.array([1.0, 1.0, 0.0]))
+        assert found == pytest.approx([2.0, 1.5, 0.3], abs=1e-4)
+
+    @pytest.mark.parametrize("mode", list(lm.TERMS))
+    def test_points_of_a_known_model_are_predicted(self, mode):
+        truth = {p.name: p.prior * p.factor**0.7 for p in lm.TERMS[mode].parameters}
+        places = [point(mode=mode, ep_size=ep, tokens=t) for ep in (2, 8) for t in (1, 32, 256, 700, 2048, 6000)]
+        made = [lm.Observation.of(p, lm.TERMS[mode].latency_us(truth, lm.work_of(p))) for p in places]
+        model = lm.fit(made)
+        new = point(mode=mode, ep_size=4, tokens=1000)
+        predicted = model.predict(new)
+        latency_us = lm.TERMS[mode].latency_us(truth, lm.work_of(new))
+        assert predicted.latency_us == pytest.approx(latency_us, rel=0.05)
+        assert predicted.low_us < latency_us < predicted.high_us
+
+    def test_recorded_points_left_out_are_predicted(self, left_out):
+        assert len(left_out) == 34
+        errors = left_out.assign(size=left_out["error_percent"].abs()).groupby("fabric")["size"]
+        assert errors.median()["nvlink"] < 10
+        assert errors.max()["nvlink"] < 25
+        assert errors.max()["shared_gpu"] < 25
+
+    def test_twice_as_many_ranks_are_predicted(self, observed):
+        """Fitted without EP8, its interval holds the recorded latencies of EP8."""
+        for mode in ("one_sided", "two_sided"):
+            of_mode = [o for o in observed if o.point.mode == mode]
+            model = lm.fit([o for o in of_mode if o.point.ep_size < 8])
+            for seen in (o for o in of_mode if o.point.ep_size == 8):
+                predicted = model.predict(seen.point)
+                assert predicted.low_us < seen.latency_us < predicted.high_us
+
+    def test_what_no_record_tells_stays_as_wide_as_its_prior(self, observed):
+        model = lm.fit([o for o in observed if o.point.mode == "allgather_reducescatter"])
+        table = model.table().set_index("parameter")
+        assert table.loc["hop_us", "factor"] == pytest.approx(table.loc["hop_us", "prior_factor"], rel=1e-3)
+        assert table.loc["eager_us", "factor"] < 1.1
+        widths = []
+        for ep_size in (2, 8):
+            p = model.predict(point(mode="allgather_reducescatter", ep_size=ep_size, tokens=1))
+            widths.append(p.high_us / p.low_us)
+        assert widths[1] > 1.2 * widths[0]
+
+    def test_mixed_or_few_points_are_refused(self, observed):
+        with pytest.raises(Refused, match="one by one"):
+            lm.fit(observed)
+        with pytest.raises(Refused, match="three or more"):
+            lm.fit(observed[:2])
+        with pytest.raises(Refused, match="of mode two_sided"):
+            lm.fit(observed[:6]).predict(point(mode="two_sided"))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 2000), st.sampled_from(list(lm.TERMS)), st.sampled_from(["bf16", "fp8_block", "nvfp4"]))
+def test_more_tokens_never_take_less(tokens, mode, form):
+    values = {p.name: p.prior for p in lm.TERMS[mode].parameters}
+    few, many = (point(mode=mode, tokens=n, format=form, ep_size=4) for n in (tokens, 2 * tokens))
+    assert lm.TERMS[mode].latency_us(values, lm.work_of(few)) <= lm.TERMS[mode].latency_us(values, lm.work_of(many))
+
+
+class TestData:
+    def test_records_become_observations(self, observed):
+        medians = pd.read_csv(MEDIANS).query("mode == 'one_sided'").reset_index(drop=True)
+        found = lm.observations(samples(medians))
+        assert [(o.point, pytest.approx(o.latency_us)) for o in found] == [
+            (o.point, o.latency_us) for o in observed if o.point.mode == "one_sided"
+        ]
+
+    def test_other_clocks_are_left_out(self):
+        medians = pd.read_csv(MEDIANS).head(3)
+        with pytest.raises(Refused, match="graph clock"):
+            lm.observations(samples(medians, clock="eager"))
+
+    def test_gpus_are_counted_by_the_device(self):
+        assert gpu_count("8 x NVIDIA H100 80GB HBM3") == 8
+        assert gpu_count("NVIDIA H100") is None
+
+    def test_predictions_never_join_records(self, observed):
+        model = lm.fit([o for o in observed if o.point.mode == "one_sided"])
+        table = lm.frame([model.predict(point())])
+        assert table.loc[0, "kind"] == "prediction"
+        assert "latency_us" not in table.columns
+        with pytest.raises(RecordError):
+            records.join([samples(pd.read_csv(MEDIANS).head(1)), table])
+
+
+class TestTool:
+    def test_predictions_say_what_they_come_from(self, tmp_path):
+        medians = pd.read_csv(MEDIANS).query("mode in ('one_sided', 'two_sided')")
+        path = records.save(samples(medians[medians["fabric"] == "nvlink"]), tmp_path / "pair.parquet")
+        predict.main([str(path), "--out", str(tmp_path / "out"), "--ep-sizes", "4", "8", "--tokens", "1", "512"])
+        for ep_size in (4, 8):
+            table = pd.read_csv(tmp_path / "out" / f"nvlink-h100-ep{ep_size}.csv")
+            assert set(table["kind"]) == {"prediction"}
+            assert set(table["ep_size"]) == {ep_size}
+            assert (table["low_us"] < table["predicted_us"]).all()
+            assert (table["predicted_us"] < table["high_us"]).all()
+        about = json.loads((tmp_path / "out" / "model.json").read_text())
+        assert about["kind"] == "prediction"
+        assert about["training"][0]["sha256"] == predict.sha256(path)
+        assert about["leave_one_out"]["one_sided"]["worst_percent"] < 25
+        assert set(about["parameters"]) == {"one_sided", "two_sided"}
+
+    def test_what_is_predicted_was_not_trained_on(self, observed):
+        eight = replace(observed[0].point, ep_size=8)
+        seen = [*observed, lm.Observation.of(eight, 1.0)]
+        assert predict.training(seen, [4, 8]) == observed
