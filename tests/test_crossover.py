@@ -117,3 +117,23 @@ class TestCrossings:
             {"one_sided": [10.0, 10.1, 10, 10.1, 10], "two_sided": [10.1, 10, 10.1, 10, 10.1]}, noise=0.05
         )
         assert crossover.crossings(tangled).empty
+
+
+class TestFigure:
+    def test_lines_are_relative_to_the_fastest(self):
+        from mnnvl_lab.plots.crossover import draw
+
+        lines = {"one_sided": [10.0, 20, 40, 80, 160], "two_sided": [50.0] * 5}
+        ax = draw(samples(lines))
+        drawn = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
+        assert drawn["one-sided"] == pytest.approx([1, 1, 1, 1.6, 3.2])
+        assert drawn["two-sided"] == pytest.approx([5, 2.5, 1.25, 1, 1])
+        (band,) = [patch for patch in ax.patches if patch.get_gid() == "crossing"]
+        assert band.get_x() < 25 < band.get_x() + band.get_width()
+
+    def test_several_loads_are_refused(self):
+        from mnnvl_lab.plots.crossover import draw
+
+        lines = {"one_sided": [10.0] * 5, "two_sided": [9.0] * 5}
+        with pytest.raises(Refused, match="format has the values bf16, mxfp8"):
+            draw(records.join([samples(lines), samples(lines, format="mxfp8")]))
