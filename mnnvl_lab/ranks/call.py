@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from mnnvl_lab.errors import LabError, RankError
+from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.ranks.cluster import POLL_S, Cluster, Process, failure_of, unpack
 from mnnvl_lab.ranks.engine import Failure
 
@@ -16,12 +18,16 @@ GRACE_S = 2.0  # that others get after a rank failed or died: those that wait fo
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What each rank did: answered, failed, died or stayed silent. Every dict is keyed by rank, the earliest first."""
+    """What each rank did: answered, failed, died or stayed silent. Every dict is keyed by rank, the earliest first.
+
+    `hang` is set where ranks were found waiting for one another before the limit of the call.
+    """
 
     values: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     dead: list[int] = field(default_factory=list)
     silent: list[int] = field(default_factory=list)
+    hang: Verdict | None = None
 
     def take(self, rank: int, future: Future) -> None:
         try:
@@ -32,8 +38,19 @@ class Outcome:
         target[rank] = answer
 
 
-def gather(cluster: Cluster, pending: dict[int, Future], processes: dict[int, Process], *, timeout_s: float) -> Outcome:
-    """Wait for the answers of `pending`, at most `timeout_s`, and only `GRACE_S` once a rank has failed or died."""
+def gather(
+    cluster: Cluster,
+    pending: dict[int, Future],
+    processes: dict[int, Process],
+    *,
+    timeout_s: float,
+    stall: Callable[[Outcome], Verdict | None] = lambda _: None,
+) -> Outcome:
+    """Wait for the answers of `pending`, at most `timeout_s`, and only `GRACE_S` once a rank has failed or died.
+
+    Args:
+        stall: asked again and again whether a round hangs; if so the waiting ends.
+    """
     outcome, waiting = Outcome(), dict(pending)
     deadline = time.monotonic() + timeout_s
     while waiting:
@@ -47,7 +64,9 @@ def gather(cluster: Cluster, pending: dict[int, Future], processes: dict[int, Pr
             del waiting[rank]
         if outcome.failures or outcome.dead:
             deadline = min(deadline, time.monotonic() + GRACE_S)
-        if time.monotonic() > deadline:
+        elif waiting:
+            outcome.hang = stall(outcome)
+        if outcome.hang or time.monotonic() > deadline:
             break
     outcome.silent = list(waiting)
     return outcome

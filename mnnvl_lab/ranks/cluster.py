@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import secrets
 import shutil
 import signal
 import socket
@@ -15,17 +16,22 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mnnvl_lab.errors import RankDied, RankTimeout
+from mnnvl_lab.ranks.ends import End
 from mnnvl_lab.ranks.engine import Failure, Identity
 from mnnvl_lab.ranks.launchers import Launcher
+from mnnvl_lab.ranks.nursery import Nursery
 from mnnvl_lab.ranks.warden import Warden, alive, end
 
+if TYPE_CHECKING:
+    from mnnvl_lab.ranks.launched import Launched
+
 POLL_S = 0.02
-REPORT_LINES = 40  # of a dead engine's log
+END_S = 3.0  # for a launcher to notice the end of a process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +72,11 @@ class Cluster:
         self.run_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-"))
         self.segment_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-", dir=_memory_dir()))
         self._warden = Warden(self.run_dir, self.segment_dir)
+        _write_key(self.run_dir)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mnnvl_lab-cluster", daemon=True).start()
         self._cluster = _ipyparallel_cluster(launcher, self.run_dir, options)
+        self._engines = self._source(launcher)
         self._client = None
         self._known: set[int] = set()
 
@@ -82,10 +90,10 @@ class Cluster:
             RankDied: one ended while it started; RankTimeout: not all registered in time.
         """
         deadline = time.monotonic() + self._start_timeout_s
+        self._engines.open(env)
         self._start_controller()
-        args = self.launcher.all_engine_args
-        self._do(self._cluster.start_engines(count, engine_args=args, environment=dict(env)))
-        self._warden.watch(self._started())
+        self._engines.start(count, env=env)
+        self._warden.watch(self._engines.processes())
         engines = self._await_registration(count, deadline)
         identities = [self._identify(engine, deadline) for engine in engines]
         order = sorted(range(count), key=lambda i: (identities[i].place, engines[i]))
@@ -121,26 +129,23 @@ class Cluster:
             if not process.here and self.alive(process):
                 self._client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
 
-    def cause_of_death(self, process: Process) -> tuple[str, str]:
-        """How the process ended and the last lines of its log, as its launcher noticed them."""
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline:
-            for engine_set in self._cluster.engines.values():
-                found = _stop_of(engine_set, process.pid)
-                if found:
-                    return found
+    def end_of(self, process: Process) -> End:
+        """How a dead engine's process ended, as its launcher noticed it."""
+        deadline = time.monotonic() + END_S
+        while (found := self._engines.end_of(process.pid)) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        return "its process ended", ""
+        return found or End(cause="its process ended")
 
     def close(self) -> None:
         """End every process and remove every file. Idempotent; works at whatever point the start was left."""
         if self._client is not None:
             self._client.close(linger=0)
             self._client = None
-        if self.launcher.remote:
-            with suppress(Exception):
-                self._do(self._cluster.stop_engines(), timeout_s=15)
-        end(self._started())
+        end([*self._engines.processes(), *self._controller_processes()])
+        with suppress(
+            Exception
+        ):  # what runs here has ended; a launcher that cannot reach the rest must not hold this up
+            self._engines.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         for directory in (self.run_dir, self.segment_dir):
             shutil.rmtree(directory, ignore_errors=True)
@@ -150,26 +155,27 @@ class Cluster:
         """Run on the cluster's own event loop: the notebook's is busy with the cell that waits for this."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
+    def _source(self, launcher: Launcher) -> Nursery | Launched:
+        if launcher.name == "local":
+            return Nursery(self.run_dir, launcher.engine_args)
+        from mnnvl_lab.ranks.launched import Launched
+
+        return Launched(self._cluster, self._do, launcher.engine_args)
+
     def _start_controller(self) -> None:
         if self._client is None:
             self._do(self._cluster.start_controller())
-            self._warden.watch(self._started())
+            self._warden.watch(self._controller_processes())
             self._client = self._do(self._cluster.connect_client())
 
-    def _started(self) -> list[psutil.Process]:
-        """Processes on this machine that launchers started and that still run."""
-        launchers = [self._cluster.controller]
-        for engine_set in self._cluster.engines.values():
-            launchers += [engine_set, *getattr(engine_set, "launchers", {}).values()]
-        processes = (getattr(launcher, "process", None) for launcher in launchers)
-        return [process for process in processes if process is not None and alive(process)]
+    def _controller_processes(self) -> list[psutil.Process]:
+        controller = self._cluster.controller
+        return [controller.process] if controller and controller.process else []
 
     def _await_registration(self, count: int, deadline: float) -> list[int]:
-        engine_set = list(self._cluster.engines.values())[-1]
         while len(new := set(self._client.ids) - self._known) < count:
-            for stop in (engine_set.stop_data or {}).get("engines", {}).values():
-                cause, report = _stop_of(engine_set, stop["pid"])
-                raise RankDied(rank=int(stop["identifier"]), phase="start", cause=cause, report=report)
+            if found := self._engines.first_end():
+                raise RankDied(rank=len(self._known), phase="start", cause=found.cause, report=found.report)
             if time.monotonic() > deadline:
                 cause = f"{count - len(new)} of {count} engines did not register within {self._start_timeout_s} s"
                 raise RankTimeout(rank=len(self._known) + len(new), phase="start", cause=cause)
@@ -197,45 +203,27 @@ def _process(engine: int, identity: Identity) -> Process:
     return Process(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
 
 
+def _write_key(run_dir: Path) -> None:
+    """Have messages signed as well as encrypted; in a file, since others can read command lines."""
+    (run_dir / "ipcontroller_config.py").write_text(f"c.Session.key = {secrets.token_hex(32).encode()!r}\n")
+
+
 def _ipyparallel_cluster(launcher: Launcher, run_dir: Path, options: dict[str, Any]):
     import ipyparallel
     from traitlets.config import Config
 
     return ipyparallel.Cluster(
-        engines=launcher.name,
+        engines=launcher.engines,
         profile_dir=str(run_dir),
         cluster_id="",
         cluster_file="",
         controller_args=launcher.controller_args,
-        config=Config({"LocalEngineSetLauncher": {"delay": 0.0}} | options),
+        config=Config(options),
         load_profile=False,
         shutdown_atexit=False,
         log_level=100,
         delay=0,
     )
-
-
-def _stop_of(engine_set: Any, pid: int) -> tuple[str, str] | None:
-    """Cause and log of one engine of a set, or of the whole set where one launcher process stands for all."""
-    stopped = engine_set.stop_data or {}
-    for name, stop in stopped.get("engines", {}).items():
-        if stop["pid"] == pid:
-            return _words(stop["exit_code"]), _tail(engine_set.outputs.get(name, ""))
-    if engine_set.state == "after" and "engines" not in stopped:
-        return f"its launcher ended with {_words(stopped['exit_code'])}", _tail(engine_set.get_output())
-    return None
-
-
-def _words(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        return f"killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
-    return f"exit code {exit_code}"
-
-
-def _tail(log: str) -> str:
-    """The end of a log without the engine's own chatter."""
-    lines = [line for line in log.splitlines() if "[IPEngine" not in line]
-    return "\n".join(lines[-REPORT_LINES:])
 
 
 def _memory_dir() -> str | None:

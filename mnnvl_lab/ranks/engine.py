@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mnnvl_lab.postmortem.listener import Listener
 from mnnvl_lab.ranks.mark import Mark
 from mnnvl_lab.ranks.rank import Rank, Seat
 
@@ -51,6 +52,7 @@ class Engine:
         self.rank: Rank | None = None
         self._store = None
         self._mark: Mark | None = None
+        self._listener: Listener | None = None
         self._stack_file = None
 
     def answer(self, request: bytes) -> bytes:
@@ -72,6 +74,7 @@ class Engine:
         if self._mark is None:
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._mark = Mark(run_dir)
+            self._listener = Listener(run_dir, lambda: self.rank)
             self._stack_file = open(run_dir / f"stack-{os.getpid()}", "w")  # noqa: SIM115 - lives as long as the process
             faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
 

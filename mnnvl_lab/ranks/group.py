@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ class Group:
         ranks: global ranks of the members, in the group's order.
         rank: this process's place among them.
         size: how many they are.
+        begun, done: collective calls that this member has begun, and finished: who lags behind is whom others await.
     """
 
     def __init__(self, *, name: str, ranks: tuple[int, ...], member: int, fabric: str):
         self.name, self.ranks, self.fabric = name, tuple(ranks), fabric
         self.rank, self.size = self.ranks.index(member), len(self.ranks)
+        self.begun = self.done = 0
 
     def __repr__(self):
         return f"Group({self.name}, ranks {list(self.ranks)}, this is {self.rank})"
@@ -58,7 +61,8 @@ class Group:
         import torch.distributed as dist
 
         objects = [None] * self.size
-        dist.all_gather_object(objects, obj, group=self.process_group)
+        with self._counted():
+            dist.all_gather_object(objects, obj, group=self.process_group)
         return objects
 
     def broadcast(self, obj: Any, root: int = 0) -> Any:
@@ -68,7 +72,8 @@ class Group:
         import torch.distributed as dist
 
         box = [obj]
-        dist.broadcast_object_list(box, group_src=root, group=self.process_group)
+        with self._counted():
+            dist.broadcast_object_list(box, group_src=root, group=self.process_group)
         return box[0]
 
     def barrier(self) -> None:
@@ -76,7 +81,14 @@ class Group:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.barrier(group=self.process_group)
+            with self._counted():
+                dist.barrier(group=self.process_group)
+
+    @contextmanager
+    def _counted(self):
+        self.begun += 1
+        yield
+        self.done += 1
 
     def _new_group(self, backend: str) -> dist.ProcessGroup:
         import torch.distributed as dist

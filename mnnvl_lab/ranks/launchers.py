@@ -17,20 +17,22 @@ class Launcher:
     """One way to start engines.
 
     Attributes:
-        name: as ipyparallel abbreviates it.
+        name: what it is called here.
+        engines: the class that starts engines, as ipyparallel's `Cluster(engines=...)` takes it.
+        together: the end of one engine ends all.
         remote: engines may run on other machines, where they cannot be watched: they report their end themselves.
-        engine_args: arguments of each engine beyond the common ones.
     """
 
     name: str
+    engines: str
+    together: bool = False
     remote: bool = False
-    engine_args: tuple[str, ...] = ()
 
     @property
-    def all_engine_args(self) -> list[str]:
+    def engine_args(self) -> list[str]:
         """A nanny process and heartbeats tell of an engine's end where its process cannot be watched from here."""
         local = [] if self.remote else ["--IPEngine.enable_nanny=False", "--IPEngine.max_heartbeat_misses=0"]
-        return [f"--IPEngine.startup_command={STARTUP}", "--IPEngine.timeout=60", *local, *self.engine_args]
+        return [f"--IPEngine.startup_command={STARTUP}", "--IPEngine.timeout=60", *local]
 
     @property
     def controller_args(self) -> list[str]:
@@ -47,10 +49,10 @@ class Launcher:
 
 
 LAUNCHERS = {
-    "local": Launcher(name="local"),
-    "mpi": Launcher(name="mpi", engine_args=("--IPEngine.use_mpi=False",)),  # mpiexec places them; mpi4py is not needed
-    "ssh": Launcher(name="ssh", remote=True),
-    "slurm": Launcher(name="slurm", remote=True),
+    "local": Launcher(name="local", engines="local"),  # forked, see nursery.py
+    "mpi": Launcher(name="mpi", engines="mnnvl_lab.ranks.launched.PlacedByMpi", together=True),
+    "ssh": Launcher(name="ssh", engines="ssh", remote=True),
+    "slurm": Launcher(name="slurm", engines="slurm", together=True, remote=True),
 }
 
 

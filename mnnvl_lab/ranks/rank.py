@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +50,8 @@ class Rank:
         device: the torch device that holds its tensors. All visible GPUs stay visible, for peer access.
         segment_dir: directory (0700, in memory on Linux) for files that ranks share; swept when the ranks go.
         kept: objects that outlive a call. Those with a `close` are closed when the rank gets another layout.
+        groups: those used so far, by name.
+        watched: weak reference to the transport that moved last: the one to look at when the rank hangs.
     """
 
     def __init__(self, seat: Seat, mark: Mark):
@@ -56,7 +59,8 @@ class Rank:
         self.segment_dir = Path(seat.segment_dir)
         self.device = _device(seat)
         self.kept: dict[str, Any] = {}
-        self._groups: dict[str, Group] = {}
+        self.groups: dict[str, Group] = {}
+        self.watched: weakref.ref | None = None
         self._mark = mark
         _init_world(seat)
 
@@ -74,11 +78,11 @@ class Rank:
 
     def group(self, name: str) -> Group:
         """This rank's group `world`, `ep`, `tp`, `dp`, `pcp` or `pp`."""
-        if name not in self._groups:
+        if name not in self.groups:
             world = tuple(range(self.layout.world_size))
             ranks = world if name == "world" else self.layout.group_of(name, self.index)
-            self._groups[name] = Group(name=name, ranks=ranks, member=self.index, fabric=self.fabric)
-        return self._groups[name]
+            self.groups[name] = Group(name=name, ranks=ranks, member=self.index, fabric=self.fabric)
+        return self.groups[name]
 
     def close(self) -> None:
         """Close what is kept, the last first, and leave all groups."""
@@ -88,7 +92,7 @@ class Rank:
             with suppress(Exception):  # its peers may be dead
                 getattr(kept, "close", lambda: None)()
         self.kept.clear()
-        self._groups.clear()
+        self.groups.clear()
         dist.destroy_process_group()
 
 

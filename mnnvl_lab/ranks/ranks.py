@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from mnnvl_lab.errors import RankDied, RankTimeout, Refused
+from mnnvl_lab.errors import Hang, RankDied, Refused
 from mnnvl_lab.layout import Layout
+from mnnvl_lab.postmortem import Verdict
+from mnnvl_lab.postmortem.examine import examine
+from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S, Stall
 from mnnvl_lab.ranks.call import Outcome, gather, raise_failures
 from mnnvl_lab.ranks.cluster import Cluster, Process
 from mnnvl_lab.ranks.gpus import count_visible_gpus
@@ -88,24 +92,33 @@ class Ranks:
         return self.layout.world_size
 
     def run(
-        self, fn: Callable, *args: Any, timeout_s: float = 60, only: Iterable[int] | None = None, **kwargs: Any
+        self,
+        fn: Callable,
+        *args: Any,
+        timeout_s: float = 60,
+        round_limit_s: float = ROUND_LIMIT_S,
+        only: Iterable[int] | None = None,
+        **kwargs: Any,
     ) -> list:
         """Call `fn(rank, *args, **kwargs)` on every rank at once and return their results in rank order.
 
         Args:
             fn: a function of a module that the ranks can import, not of a notebook.
             timeout_s: limit of the whole call; ranks that have not answered by then are killed.
+            round_limit_s: limit of one round inside it: ranks that stand still so long while one waits for another in
+                prepare, dispatch or combine hang, and are killed. Far above what a round takes.
             only: the ranks to call, if not all. Dead ranks are then left dead.
 
         Raises:
-            RankDied: a rank's process ended; RankTimeout: ranks did not answer; RankError: a rank raised. A `LabError`
+            RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. A `LabError`
             that all ranks raise alike is re-raised as it is. Refused: `fn` cannot be found by its name.
         """
         _require_importable(fn)
         if only is None and self._dead:
             self.renew()
         ranks = sorted(range(self.size) if only is None else only)
-        return self._ask(dict.fromkeys(ranks, ("run", fn, args, kwargs)), phase=fn.__name__, timeout_s=timeout_s)
+        calls = dict.fromkeys(ranks, ("run", fn, args, kwargs))
+        return self._ask(calls, phase=fn.__name__, timeout_s=timeout_s, round_limit_s=round_limit_s)
 
     def use(self, layout: Layout) -> None:
         """Take another layout on the same processes. More ranks start more; spare ones stay idle.
@@ -170,12 +183,21 @@ class Ranks:
             segment_dir=self._cluster.segment_dir,
         )
 
-    def _ask(self, calls: Mapping[int, tuple], *, phase: str = "start", timeout_s: float | None = None) -> list:
+    def _ask(
+        self,
+        calls: Mapping[int, tuple],
+        *,
+        phase: str = "start",
+        timeout_s: float | None = None,
+        round_limit_s: float = math.inf,
+    ) -> list:
         """Let each rank call a method of its `Engine`; answers in rank order, or an error that names the culprit."""
         futures = {rank: self._cluster.submit(self._processes[rank], *call) for rank, call in calls.items()}
         limit_s = self._start_timeout_s if timeout_s is None else timeout_s
         try:
-            outcome = gather(self._cluster, futures, self._processes, timeout_s=limit_s)
+            outcome = gather(
+                self._cluster, futures, self._processes, timeout_s=limit_s, stall=self._stall(round_limit_s)
+            )
         except BaseException:  # interrupted: whatever they are doing, nobody waits for it any more
             self._kill([rank for rank, future in futures.items() if not future.done()])
             raise
@@ -197,26 +219,27 @@ class Ranks:
         if not outcome.dead:
             return
         self._dead |= set(outcome.dead)
-        self._kill(outcome.silent)
+        self._kill(range(self.size) if self._cluster.launcher.together else outcome.silent)
         rank = outcome.dead[0]
-        cause, report = self._cluster.cause_of_death(self._processes[rank])
+        end = self._cluster.end_of(self._processes[rank])
         others = [f"\n  also rank {other} died" for other in outcome.dead[1:]]
         others += [f"\n  rank {other} waited for it and was killed" for other in outcome.silent]
-        raise RankDied(rank=rank, phase=self._phase(rank, phase), cause=cause + "".join(others), report=report)
+        raise RankDied(rank=rank, phase=self._phase(rank, phase), cause=end.cause + "".join(others), report=end.report)
 
     def _raise_silent(self, outcome: Outcome, phase: str, limit_s: float) -> None:
         if not outcome.silent or outcome.failures:
             self._kill(outcome.silent)
             return
-        rank = outcome.silent[0]
         words = ", ".join(f"{silent} (in {self._phase(silent, phase)})" for silent in outcome.silent)
-        stacks = self.stacks()
+        verdict = outcome.hang or self.examine(done=outcome.values, limit_s=limit_s)
         self._kill(outcome.silent)
-        raise RankTimeout(
+        rank = verdict.absent[0] if verdict.absent else outcome.silent[0]
+        raise Hang(
             rank=rank,
             phase=self._phase(rank, phase),
-            cause=f"no answer within {limit_s:g} s from ranks {words}; they were killed",
-            report="\n".join(f"rank {silent}:\n{stacks[silent]}" for silent in outcome.silent),
+            cause=f"no answer within {verdict.limit_s:g} s from ranks {words}; they were killed\n{verdict.headline}",
+            verdict=verdict,
+            report=f"{verdict}\n\n{verdict.stacks()}",
         )
 
     def _phase(self, rank: int, phase: str) -> str:
@@ -226,6 +249,34 @@ class Ranks:
     def _kill(self, ranks: Iterable[int]) -> None:
         self._cluster.kill([self._processes[rank] for rank in ranks])
         self._dead |= set(ranks)
+
+    def examine(self, *, done: Collection[int] = (), limit_s: float = 0) -> Verdict:
+        """What each rank is doing and whom it waits for, read from outside; also while a call hangs.
+
+        Args:
+            done: ranks known to have answered.
+            limit_s: how long was waited, for the report.
+        """
+        ranks = range(self.size)
+        return examine(
+            self._cluster.run_dir,
+            {rank: self._processes[rank].pid for rank in ranks},
+            layout=self.layout,
+            phases={rank: self._phase(rank, "") for rank in ranks},
+            stacks=dict(zip(ranks, self.stacks(), strict=True)),
+            done=done,
+            dead=self._dead,
+            limit_s=limit_s,
+        )
+
+    def _stall(self, limit_s: float) -> Callable[[Outcome], Verdict | None]:
+        """Notices a round that hangs in the call that begins now."""
+        stall = Stall(
+            phases=lambda: {rank: self._phase(rank, "") for rank in range(self.size)},
+            examine=lambda done: self.examine(done=done, limit_s=limit_s),
+            limit_s=limit_s,
+        )
+        return lambda outcome: stall(outcome.values)
 
     def stacks(self) -> list[str]:
         """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines."""
