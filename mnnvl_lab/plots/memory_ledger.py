@@ -1,0 +1,84 @@
+"""The memory ledger as a waterfall: from step to step, predicted and not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.plots.look import BLUE, GREEN, INK, ORANGE, QUIET, caption, head, load_words, new_axes, style
+from mnnvl_lab.plots.scales import size_words
+from mnnvl_lab.records import provenance_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PARTS = {
+    "predicted_bytes": ("predicted: the workspace", BLUE),
+    "torch_bytes": ("torch's allocator", GREEN),
+    "rest_bytes": ("not predicted", ORANGE),
+}
+
+
+def memory_ledger(table: pd.DataFrame, *, x: str = "step", hue: str = "rank", ax: Axes | None = None) -> Axes:
+    """What each step took, parted into what was predicted and what was not, floating on the level before it.
+
+    Args:
+        table: of `measure.memory.measure_ledger`, of one point and rank; the first rank's where there are several.
+        x, hue: columns of the steps, in order, and of whose ledger it is.
+
+    Raises:
+        Refused: no rows, or a step that occurs twice.
+    """
+    rows = table[table[hue] == table[hue].min()].reset_index(drop=True)
+    if rows.empty or rows[x].duplicated().any():
+        raise Refused(f"{len(rows)} rows for {rows[x].nunique()} steps: pass the ledger of one point, one row a step")
+    with style():
+        ax = new_axes(ax, width=8.4)
+        places = np.arange(len(rows))
+        level = (rows["used_bytes"] - rows["change_bytes"]).to_numpy(float)
+        for part, (label, color) in PARTS.items():
+            height = rows[part].fillna(0).to_numpy(float)
+            ax.bar(places, height, bottom=level, width=0.62, color=color, label=label, gid=part)
+            level = level + height
+        _connect(ax, places, rows["used_bytes"].to_numpy(float))
+        _annotate(ax, rows)
+        ax.set_xticks(places, list(rows[x]))
+        ax.grid(visible=False, axis="x")
+        ax.set_ylabel(_what(rows))
+        ax.yaxis.set_major_formatter(lambda value, _: size_words(value) if value >= 0 else f"-{size_words(-value)}")
+        ax.margins(y=0.14)
+        ax.legend(frameon=False, ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        head(ax, "Memory, step by step", f"{hue} {rows[hue].iloc[0]} · {load_words(rows)}")
+        caption(ax, _origin(table), below_points=52)
+    return ax
+
+
+def _connect(ax: Axes, places: np.ndarray, used: np.ndarray) -> None:
+    """A thin line from each level to the next step's bar."""
+    for place, level in zip(places[:-1], used[:-1], strict=True):
+        ax.plot([place + 0.31, place + 0.69], [level, level], color=QUIET, linewidth=0.8)
+
+
+def _annotate(ax: Axes, rows: pd.DataFrame) -> None:
+    for place, row in rows.iterrows():
+        top = max(row["used_bytes"], row["used_bytes"] - row["change_bytes"])
+        words = ax.annotate(_change(row["change_bytes"]), (place, top), (0, 3), textcoords="offset points")
+        words.set(ha="center", va="bottom", fontsize=8.5, color=INK, gid="change")
+
+
+def _change(size_bytes: int) -> str:
+    sign = "+" if size_bytes > 0 else "-" if size_bytes < 0 else ""
+    return f"{sign}{size_words(abs(size_bytes))}"
+
+
+def _what(rows: pd.DataFrame) -> str:
+    host = "fabric" in rows.columns and (rows["fabric"] == "host").all()
+    return "Shared segments that the process maps" if host else "Memory in use on the GPU"
+
+
+def _origin(table: pd.DataFrame) -> str:
+    fabrics = ", ".join(table["fabric"].unique()) if "fabric" in table.columns else "unknown fabric"
+    return f"{fabrics} · {provenance_of(table).get('device', 'unknown device')} · read between barriers"
