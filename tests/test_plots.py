@@ -125,6 +125,36 @@ class TestLatency:
         assert 0 in ax.get_xticks()
 
 
+class TestLimits:
+    def test_two_h100_are_bound_by_what_kernels_reach(self):
+        """Expected: 58.5 MB each way, stores at 737 / 2 and loads at 672 / 2 GB/s, as measured on such a pair."""
+        pair = {"fabric": "nvlink", "tp": 1, "dp": 2, "ep_size": 2, "tokens": 4096}
+        rows = samples(**pair, hidden=7168, experts=256, top_k=8)
+        table = records.new_table(rows, origin(device="2 x NVIDIA H100 80GB HBM3"))
+        expected = {"dispatch": 159, "combine": 174, "round": 333}
+        for phase, latency_us in expected.items():
+            bound = plots.limits(table.assign(phase=phase))
+            assert bound["latency_us"].iloc[0] == pytest.approx(latency_us, rel=0.02)
+            assert bound["tokens"].tolist() == [4096]
+
+    def test_host_copies_all_rows_through_one_memory(self):
+        table = records.new_table(samples(), origin(memory_copy_gigabytes_per_s=10.0))
+        sent = (64 * 2 + 2 * 8) + 64 * 2
+        bound = plots.limits(table)["latency_us"].iloc[0]
+        assert 4 * 16 * sent / 10e3 <= bound <= 4 * 16 * 2 * sent / 10e3
+
+    @pytest.mark.parametrize(
+        "unknown", [{"phase": "prepare"}, {"routing": "replay:abc"}, {"fabric": "shared_gpu"}, {"fabric": "nvlink"}]
+    )
+    def test_no_bound_where_none_is_known(self, unknown):
+        assert plots.limits(records.new_table(samples(**unknown), origin())) is None
+
+    def test_the_basis_stands_in_the_caption(self, measured, ax):
+        plots.latency(measured, bounds=plots.limits(measured), ax=ax)
+        assert "least for the bytes" in words(ax, "label")
+        assert "GB/s copied" in words(ax, "caption")[0]
+
+
 class TestMemory:
     def test_lines_are_the_bytes_of_the_workspaces(self, ax):
         tokens = (128, 1024, 4096)

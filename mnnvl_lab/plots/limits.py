@@ -22,13 +22,14 @@ def limits(table: pd.DataFrame) -> pd.DataFrame | None:
         table: samples of one phase, layout, shape and routing on one fabric.
 
     Returns:
-        Columns `tokens, latency_us, bound`; None where no bound is known: another phase, a device without rates.
+        Columns `tokens, latency_us, bound, basis`; None where no bound is known: another phase, a device without
+        rates, a replayed routing, of which a record has the label alone.
     """
     point, rates = table.iloc[0], parts_of(provenance_of(table))[0]
-    if point["phase"] not in PHASES:
+    if point["phase"] not in PHASES or not can_redraw(point["routing"]):
         return None
     rows = [
-        {"tokens": int(tokens), "latency_us": bound.latency_us, "bound": f"bytes: {bound.basis}"}
+        {"tokens": int(tokens), "latency_us": bound.latency_us, "bound": "least for the bytes", "basis": bound.basis}
         for tokens in sorted(table["tokens"].unique())
         if (bound := _bound(point, int(tokens), rates)) is not None
     ]
@@ -40,6 +41,11 @@ def need_of(point: pd.Series, tokens: int) -> Need:
     layout = Layout(**{name: int(point[name]) for name in ("tp", "dp", "pcp", "pp")})
     shape = {name: int(point[name]) for name in ("hidden", "experts", "top_k")}
     return Need(layout=layout, max_tokens=max(tokens, 1), format=require_format(point["format"]).name, **shape)
+
+
+def can_redraw(routing: str) -> bool:
+    """Whether a routing follows from its label."""
+    return not routing.startswith("replay")
 
 
 def rows_of(point: pd.Series, tokens: int):

@@ -34,7 +34,8 @@ def latency(
     Args:
         table: samples of all ranks, of one phase.
         x, hue: point columns: one along the axis, one told by colour and marker.
-        bounds: columns `x`, `bound` (its name) and `latency_us`: limits that no point can be below.
+        bounds: columns `x`, `bound` (its name), `latency_us`, and `basis` in words if there is one: limits that no
+            point can be below.
 
     Raises:
         Refused: a further point column has several values, so that a line would mix what does not compare.
@@ -53,7 +54,8 @@ def latency(
         _finish(ax, x, "latency_us", derived[x].to_numpy(), shown, ends)
         phases = ", ".join(table["phase"].unique())
         head(ax, f"Latency of {_article(phases)} by {_lower(x)}", load_words(table, (x, hue)))
-        caption(ax, origin(table), "median over iterations of the slowest rank; band: least to 90th percentile")
+        statistic = "median over iterations of the slowest rank; band: least to 90th percentile"
+        caption(ax, origin(table), statistic, *_bases(bounds))
     return ax
 
 
@@ -121,6 +123,13 @@ def _bound(ax: Axes, line: pd.DataFrame, x: str):
         possible[x], possible["latency_us"], color=QUIET, linestyle=(0, (5, 2)), linewidth=1.2, label=name, zorder=1
     )
     return possible[x].iloc[-1], possible["latency_us"].iloc[-1], name, QUIET
+
+
+def _bases(bounds: pd.DataFrame | None) -> list[str]:
+    """What each bound rests on, for the caption."""
+    if bounds is None or "basis" not in bounds:
+        return []
+    return [f"{name}: {basis}" for name, basis in bounds[["bound", "basis"]].drop_duplicates().to_numpy()]
 
 
 def _finish(ax: Axes, x: str, y: str, xs: np.ndarray, ys: np.ndarray, ends: list) -> None:

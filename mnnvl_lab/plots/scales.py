@@ -25,8 +25,13 @@ def size_words(size_bytes: float) -> str:
 
 
 def number_words(number: float) -> str:
-    """A plain number without trailing zeros: 0.5, 20, 4096, 10,000."""
+    """A count: 16, 4096, 65,536."""
     return f"{number:g}" if abs(number) < 1e4 else f"{number:,.0f}"
+
+
+def time_words(number: float) -> str:
+    """A measured value: 0.5, 20, 5,000."""
+    return f"{number:g}" if abs(number) < 1e3 else f"{number:,.0f}"
 
 
 def dress(axis: Axis, name: str, values: np.ndarray) -> None:
@@ -34,7 +39,7 @@ def dress(axis: Axis, name: str, values: np.ndarray) -> None:
     column = require_column(name)
     is_bytes = column.unit == "B"
     axis.set_label_text(column.label if is_bytes else column.axis_label)
-    words = size_words if is_bytes else number_words
+    words = size_words if is_bytes else time_words if column.unit else number_words
     if _is_wide(values):
         _logarithmic(axis, values, binary=is_bytes or not column.unit)
     elif is_bytes:

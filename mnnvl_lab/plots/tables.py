@@ -48,16 +48,17 @@ def traffic_table(matrix_RR: np.ndarray, *, value: str = "rows") -> pd.DataFrame
 
 
 def bounds_table(
-    tokens: Iterable[int], bound: Callable[[int], Bound], *, name: str = "bytes over the link"
+    tokens: Iterable[int], bound: Callable[[int], Bound], *, name: str = "least for the bytes"
 ) -> pd.DataFrame:
-    """One row a token count: columns `tokens, latency_us, bound`, for `plots.latency(bounds=...)`.
+    """One row a token count: columns `tokens, latency_us, bound, basis`, for `plots.latency(bounds=...)`.
 
     Args:
         bound: gives the bound at a token count.
         name: what limits, as it will stand at the line.
     """
-    counts = list(tokens)
-    return pd.DataFrame({"tokens": counts, "latency_us": [bound(n).latency_us for n in counts], "bound": name})
+    found = {n: bound(n) for n in tokens}
+    rows = [{"tokens": n, "latency_us": b.latency_us, "bound": name, "basis": b.basis} for n, b in found.items()]
+    return pd.DataFrame(rows)
 
 
 def _memory_rows(need: Need, gpu: Gpu) -> Iterable[dict[str, object]]:

@@ -1,0 +1,49 @@
+"""`compare`: two record files, point by point, decided from samples."""
+
+from __future__ import annotations
+
+import argparse
+
+from mnnvl_lab.cli.words import add_command
+
+WORDS = """verdicts, of B against A:
+  same      the samples could come from one distribution: Mann-Whitney U test, Holm's correction over all points
+  faster, slower   they could not, by --alpha: the chance of even one false alarm in the whole table
+Two runs on a busy machine differ: repeat each before believing a verdict.
+"""
+
+
+def add(commands) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        help="same or different, point by point",
+        description="Compares the points that two record files share, by their samples.",
+        examples="""compare before.parquet after.parquet
+compare before.parquet after.parquet --alpha 0.001""",
+        words=WORDS,
+    )
+    parser.add_argument("a", metavar="A", help="record file of before")
+    parser.add_argument("b", metavar="B", help="record file of after")
+    parser.add_argument("--alpha", type=float, default=0.01, help="chance of a false alarm (default 0.01)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from mnnvl_lab import records
+
+    a, b = records.load(args.a), records.load(args.b)
+    table = records.compare(a, b, alpha=args.alpha)
+    varying = [
+        name for name in records.POINT_COLUMNS if name in ("mode", "phase", "tokens") or table[name].nunique() > 1
+    ]
+    shown = table[[*varying, "p50_us_a", "p50_us_b", "change_percent", "p_value", "verdict"]]
+    print(shown.to_string(index=False, float_format="{:.4g}".format))
+    counts = table["verdict"].value_counts()
+    print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in ("same", "faster", "slower")))
+    for name, only in (("A", table.attrs["only_a"]), ("B", table.attrs["only_b"])):
+        if only:
+            print(f"{only} points of {name} alone, not compared")
+    devices = [records.provenance_of(side).get("device") for side in (a, b)]
+    if devices[0] != devices[1]:
+        print(f"note: A was measured on {devices[0]}, B on {devices[1]}")

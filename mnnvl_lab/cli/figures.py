@@ -1,0 +1,69 @@
+"""The figures of a table of samples, each drawn once for each setting that it depends on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mnnvl_lab import plots
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.planner.modes import one_sided, two_sided
+from mnnvl_lab.plots.limits import can_redraw, need_of, rows_of
+from mnnvl_lab.records import POINT_COLUMNS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from mnnvl_lab.hardware import Gpu
+    from mnnvl_lab.need import Need
+
+LAYOUT = ("tp", "dp", "pcp", "pp")
+SHAPE = (*LAYOUT, "hidden", "experts", "top_k", "format")
+LATENCY = tuple(name for name in POINT_COLUMNS if name not in ("mode", "tokens"))
+EP_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
+    """Name and Axes of every figure."""
+    for name, part in settings(table, LATENCY):
+        yield f"latency{name}", plots.latency(part, bounds=plots.limits(part))
+    for name, part in settings(table, SHAPE):
+        yield from _workspaces(name, part, gpu)
+    for name, part in settings(table, (*SHAPE, "routing", "seed")):
+        if can_redraw(part["routing"].iloc[0]):
+            rows_RR = rows_of(part.iloc[0], int(part["tokens"].max()))
+            yield f"traffic{name}", plots.traffic(plots.traffic_table(rows_RR))
+    for name, part in settings(table, LAYOUT):
+        layout = Layout(**{axis: int(part[axis].iloc[0]) for axis in LAYOUT})
+        yield f"ranks{name}", plots.rank_grid(layout.to_frame())
+
+
+def settings(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The parts of a table in which `columns` do not vary, each named by those that vary in the whole table."""
+    varying = [name for name in columns if table[name].nunique() > 1]
+    if not varying:
+        yield "", table
+        return
+    for values, part in table.groupby(varying, sort=False):
+        words = [v if isinstance(v, str) else f"{name}{v}" for name, v in zip(varying, values, strict=True)]
+        yield "-" + re.sub(r"[^\w.-]+", "_", "-".join(words)), part
+
+
+def _workspaces(name: str, part: pd.DataFrame, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
+    need = need_of(part.iloc[0], int(part["tokens"].max()))
+    by_tokens = [replace(need, max_tokens=2**power) for power in range(4, 14)]
+    by_ep_size = [replace(need, layout=Layout(dp=size)) for size in EP_SIZES if size <= need.experts]
+    for x, needs in (("tokens", by_tokens), ("ep_size", by_ep_size)):
+        table = plots.memory_table(needs, gpu=gpu)
+        yield f"memory-by-{x}{name}", plots.memory(table, x=x)
+    yield from _regions(name, need, gpu)
+
+
+def _regions(name: str, need: Need, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
+    for mode in (one_sided(need), two_sided(need, gpu)):
+        table = plots.regions_table(mode.regions)
+        yield f"workspace-{mode.mode}{name}", plots.region_map(table)

@@ -1,0 +1,58 @@
+"""`plan`: the layout and the memory that its workspaces take, before any is taken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from mnnvl_lab.cli.words import EPILOG_OF_LAYOUT, add_command, add_layout, add_shape, layout_of, shape_of, whole
+
+WORDS = f"""{EPILOG_OF_LAYOUT}
+  one_sided   each rank puts its rows straight into the others' workspaces: they hold a row a token and rank
+  two_sided   sender and receiver meet in FIFOs: their size depends on the GPU and the ranks, not on tokens
+  asked       bytes that the kernels ask for; allocated: memory that is gone, in steps of 2 MiB
+  mapped      addresses with memory behind them, all ranks' as one rank sees them; reserved: addresses set aside
+"""
+
+
+def add(commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        help="the rank grid and the memory of each mode",
+        description="Shows who sits where in a layout, and what expert parallelism takes of each GPU's memory.",
+        examples="""plan --tp 2 --dp 4 --model deepseek-v3 --max-tokens 2048
+plan --dp 8 --hidden 7168 --experts 256 --top-k 8 --format nvfp4 --gpu b200
+plan --tp 2 --dp 4 --model deepseek-v3 --json""",
+        words=WORDS,
+    )
+    add_layout(parser)
+    add_shape(parser)
+    parser.add_argument("--format", default="bf16", help="dispatch format: bf16, fp16, fp32, fp8_block, mxfp8 or nvfp4")
+    parser.add_argument(
+        "--max-tokens", type=whole, default=2048, metavar="T", help="most tokens of a batch (default 2048)"
+    )
+    parser.add_argument("--gpu", default="h100", help="whose multiprocessors and memory count (default h100)")
+    parser.add_argument("--sp-moe", action="store_true", help="sequence-parallel MoE: each TP rank sends its share")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from mnnvl_lab.planner import plan
+
+    layout = layout_of(args)
+    named = {"model": args.model} if args.model and not _numbers(args) else shape_of(args)
+    made = plan(
+        layout,
+        **named,
+        format=args.format,
+        max_tokens=args.max_tokens,
+        gpu=args.gpu,
+        sequence_parallel=args.sp_moe,
+    )
+    print(json.dumps(made.to_dict(), indent=2) if args.json else f"{layout}\n\n{made}")
+
+
+def _numbers(args: argparse.Namespace) -> bool:
+    return any(value is not None for value in (args.hidden, args.experts, args.top_k))

@@ -1,0 +1,106 @@
+"""A rank's workspace as it was caught after each phase: slots by source, what is stale in them, counters and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.measure.live import STALE, STATES, UNTOUCHED, VALID, Snapshot
+from mnnvl_lab.plots.look import BLUE, FAINT, INK, ORANGE, QUIET, caption, head, new_axes, style
+
+if TYPE_CHECKING:
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FILLS = {UNTOUCHED: "white", VALID: BLUE, STALE: ORANGE}
+REGIONS = ("dispatch", "combine")
+
+
+def live_region(snapshot: Snapshot, *, region: str = "dispatch", words: str = "", ax: Axes | None = None) -> Axes:
+    """A cell a slot, a line a source; beside it how many rows came and which epoch the source last signalled.
+
+    Args:
+        snapshot: of `measure.live.watch_rounds`.
+        region: `dispatch` for the rows that came, `combine` for those that peers pull.
+        words: for the caption, such as fabric and device.
+
+    Raises:
+        Refused: another region.
+    """
+    if region not in REGIONS:
+        raise Refused(f"region is {region!r}: rows lie in {' and '.join(REGIONS)}; name one of these")
+    states_RM = getattr(snapshot, f"{region}_RM")
+    with style():
+        ax = new_axes(ax, width=8.4, height=1.7 + 0.4 * len(states_RM))
+        _cells(ax, states_RM)
+        for source, flag in enumerate(getattr(snapshot, f"{region}_flags_R")):
+            _flag(ax, states_RM.shape[1], source, int(snapshot.received_R[source]), int(flag), snapshot.epoch)
+        ax.set_xlabel("Slot")
+        ax.set_yticks(range(len(states_RM)), [f"from {source}" for source in range(len(states_RM))])
+        head(ax, f"{region} rows of rank {snapshot.ep_rank}", f"{snapshot.moment} · epoch {snapshot.epoch}")
+        _legend(ax)
+        if words:
+            caption(ax, words, below_points=62)
+    return ax
+
+
+def strip(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "") -> Figure:
+    """The snapshots below each other, on one scale, as the frames of a round."""
+    from matplotlib import pyplot
+
+    height = 1.5 + 0.3 * len(snapshots[0].received_R)
+    with style():
+        figure, axes = pyplot.subplots(
+            len(snapshots), 1, figsize=(8.4, height * len(snapshots)), layout="constrained", squeeze=False
+        )
+    for ax, shot in zip(axes[:, 0], snapshots, strict=True):
+        live_region(shot, region=region, ax=ax, words=words if shot is snapshots[-1] else "")
+        if shot is not snapshots[-1]:
+            ax.get_legend().remove()
+            ax.set_xlabel("")
+    return figure
+
+
+def animate(
+    snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "", interval_ms: int = 1200
+) -> FuncAnimation:
+    """The snapshots one after the other; `.to_jshtml()` shows it in a notebook."""
+    from matplotlib.animation import FuncAnimation
+
+    ax = live_region(snapshots[0], region=region, words=words)
+
+    def draw(frame: int):
+        ax.clear()
+        live_region(snapshots[frame], region=region, words=words, ax=ax)
+        return ax.get_children()
+
+    return FuncAnimation(ax.figure, draw, frames=len(snapshots), interval=interval_ms, repeat=True)
+
+
+def _cells(ax: Axes, states_RM: np.ndarray) -> None:
+    from matplotlib.colors import ListedColormap
+
+    ax.imshow(states_RM, cmap=ListedColormap([FILLS[state] for state in STATES]), vmin=0, vmax=2, aspect="auto")
+    ax.set_xticks(np.arange(states_RM.shape[1] + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(states_RM.shape[0] + 1) - 0.5, minor=True)
+    ax.grid(visible=False)
+    if states_RM.shape[1] <= 64:
+        ax.grid(visible=True, which="minor", color=FAINT, linewidth=0.6)
+    ax.tick_params(which="minor", length=0)
+
+
+def _flag(ax: Axes, slots: int, source: int, received: int, flag: int, epoch: int) -> None:
+    """`rows 5, flag 3`, dark where the flag has this epoch."""
+    words = f"  rows {received}, flag {flag}"
+    ax.text(slots - 0.4, source, words, va="center", fontsize=8.5, color=INK if flag == epoch else QUIET, gid="flag")
+
+
+def _legend(ax: Axes) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(facecolor=FILLS[state], edgecolor=QUIET, label=name) for state, name in STATES.items()]
+    ax.legend(handles=handles, ncols=3, frameon=False, loc="upper right", bbox_to_anchor=(1, -0.18), fontsize=8.5)

@@ -1,0 +1,238 @@
+"""The commands: answers, refusals in one line, and a sweep from end to end."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from mnnvl_lab import records
+from mnnvl_lab.__main__ import COMMANDS, main
+from mnnvl_lab.cli.figures import settings
+from tests.test_records import origin, samples
+
+SHAPE = ["--hidden", "7168", "--experts", "256", "--top-k", "8"]
+SMALL = ["--hidden", "128", "--experts", "4", "--top-k", "2", "--dp", "2"]
+
+
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "mnnvl_lab", *words], capture_output=True, text=True, timeout=100)
+
+
+def refused(capsys, *words) -> str:
+    """The one line with which a command refuses its words."""
+    try:
+        status = main(words)
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.fixture
+def record(tmp_path):
+    rows = [
+        row for tokens in (1, 16) for mode in ("one_sided", "two_sided") for row in samples(mode=mode, tokens=tokens)
+    ]
+    return str(records.save(records.new_table(rows, origin()), tmp_path / "record.parquet"))
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", [command.__name__.rpartition(".")[2] for command in COMMANDS])
+    def test_every_command_teaches(self, command, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert f"examples:\n  python -m mnnvl_lab {command}" in text
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_example_parses(self, command):
+        from mnnvl_lab.cli.words import Parser
+
+        commands = Parser(prog="x").add_subparsers(parser_class=Parser)
+        command.add(commands)
+        (parser,) = commands.choices.values()
+        examples = [line.split()[4:] for line in parser.epilog.splitlines() if line.startswith("  python -m")]
+        assert len(examples) >= 2
+        for example in examples:
+            parser.parse_args(example)
+
+
+class TestPlan:
+    def test_json_has_the_bytes_of_both_modes(self, capsys):
+        assert main(["plan", "--tp", "2", "--dp", "4", *SHAPE, "--max-tokens", "2048", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["one_sided"]["workspace_bytes"] == 471_171_456
+        for mode in ("one_sided", "two_sided"):
+            assert {"workspace_bytes", "allocated_bytes", "mapped_bytes", "reserved_bytes", "regions"} <= set(
+                plan[mode]
+            )
+        assert plan["two_sided"]["prepare_bytes"] == 8 * (2**20 + 256)
+
+    def test_a_named_model_is_its_three_numbers(self, capsys):
+        main(["plan", "--dp", "8", "--model", "deepseek-v3", "--json"])
+        by_name = json.loads(capsys.readouterr().out)
+        main(["plan", "--dp", "8", *SHAPE, "--json"])
+        assert json.loads(capsys.readouterr().out)["one_sided"]["regions"] == by_name["one_sided"]["regions"]
+
+    def test_sequence_parallel_sizes_by_the_share(self, capsys):
+        main(["plan", "--tp", "4", *SHAPE, "--sp-moe", "--json"])
+        assert json.loads(capsys.readouterr().out)["tokens_per_rank"] == 512
+
+    def test_text_shows_layout_and_memory(self, capsys):
+        main(["plan", "--tp", "2", "--dp", "2", *SHAPE])
+        text = capsys.readouterr().out
+        assert "EP groups: [0 1 2 3]" in text
+        assert "two_sided" in text
+
+    def test_it_loads_nothing_heavy(self):
+        code = (
+            "import sys; from mnnvl_lab.__main__ import main; main(sys.argv[1:]);"
+            "print([m for m in ('torch', 'flashinfer', 'ipyparallel', 'matplotlib') if m in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, "plan", *SHAPE], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["plan", "--tp", "two", *SHAPE], "'two' is no whole number"),
+            (["plan", "--tp", "0", *SHAPE], "tp is 0"),
+            (["plan"], "--hidden, --experts, --top-k not given"),
+            (["plan", "--model", "deepseek-v3", "--top-k", "4"], "its own shape"),
+            (["plan", "--model", "deepseek-v4"], "deepseek-v3"),
+            (["plan", *SHAPE, "--format", "bf61"], "bf16"),
+            (["plan", *SHAPE, "--gpu", "h10"], "h100"),
+            (["plan", *SHAPE, "--max-tokens", "-1"], "max_tokens is -1"),
+            (["plan", *SHAPE, "--colour"], "unrecognized arguments: --colour"),
+            (["plann"], "invalid choice: 'plann'"),
+            ([], "required"),
+            (["sweep", *SMALL, "--out", "x", "--fabric", "ether"], "fabric is 'ether'"),
+            (["sweep", *SMALL, "--out", "x", "--routing", "zip:1"], "zipf"),
+            (["sweep", *SMALL, "--out", "x", "--format", "fp9"], "fp9"),
+            (["sweep", *SMALL, "--out", "x", "--clock", "sun"], "clock is 'sun'"),
+            (["sweep", *SMALL], "--out"),
+            (["sweep", *SMALL, "--out", "x", "--modes", "three_sided"], "mode is 'three_sided'"),
+            (["sweep", *SMALL[:-3], "5", "--dp", "2", "--out", "x"], "top_k is 5"),
+            (["sweep", *SMALL, "--out", "x", "--samples", "0"], "min_samples"),
+            (["plot", "nowhere.parquet", "--out", "x"], "nowhere.parquet: no such file"),
+            (["compare", "nowhere.parquet", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        ],
+    )
+    def test_is_one_line_with_the_value(self, words, said, capsys):
+        assert said in refused(capsys, *words)
+
+    def test_a_file_that_is_no_record(self, tmp_path, capsys):
+        foreign = tmp_path / "notes.txt"
+        foreign.write_text("hello")
+        assert "not a record file" in refused(capsys, "plot", str(foreign), "--out", str(tmp_path))
+
+    def test_a_figure_directory_that_cannot_be(self, record, capsys):
+        assert "File exists" in refused(capsys, "plot", record, "--out", record)
+
+
+class TestPlot:
+    def test_draws_every_kind_of_figure(self, record, tmp_path, capsys):
+        assert main(["plot", record, "--out", str(tmp_path / "figures")]) == 0
+        drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+        assert drawn == {
+            "latency",
+            "memory-by-tokens",
+            "memory-by-ep_size",
+            "workspace-one_sided",
+            "workspace-two_sided",
+            "traffic",
+            "ranks",
+        }
+        assert len(capsys.readouterr().out.splitlines()) == len(drawn)
+
+    def test_files_of_another_device_do_not_share_a_figure(self, record, tmp_path, capsys):
+        other = records.save(records.new_table(samples(), origin(device="H100")), tmp_path / "other.parquet")
+        assert "device differs" in refused(capsys, "plot", record, str(other), "--out", str(tmp_path))
+
+    def test_settings_are_named_by_what_varies(self):
+        table = pd.DataFrame({"phase": ["round", "round", "dispatch"], "tp": [1, 2, 1], "dp": [4, 4, 4]})
+        parts = {name: len(part) for name, part in settings(table, ("phase", "tp", "dp"))}
+        assert parts == {"-round-tp1": 1, "-round-tp2": 1, "-dispatch-tp1": 1}
+        assert [name for name, _ in settings(table, ("dp",))] == [""]
+
+
+class TestCompare:
+    def test_says_what_is_slower(self, record, tmp_path, capsys):
+        table = records.load(record)
+        slower = table["latency_us"].where(table["tokens"] == 1, table["latency_us"] * 9)
+        after = records.save(table.assign(latency_us=slower), tmp_path / "after.parquet")
+        assert main(["compare", record, str(after)]) == 0
+        text = capsys.readouterr().out
+        assert "2 same, 0 faster, 2 slower" in text
+
+
+class TestDoctor:
+    def test_json_answers_for_each_fabric(self, capsys):
+        assert main(["doctor", "--json"]) == 0
+        assert set(json.loads(capsys.readouterr().out)["fabrics"]) == {"host", "shared_gpu", "nvlink"}
+
+
+class TestSweep:
+    def test_words_become_axes(self, monkeypatch, capsys, tmp_path):
+        asked = {}
+
+        def fake(sweep, **options):
+            asked.update(sweep=sweep, **options)
+            return records.new_table(samples(), origin())
+
+        monkeypatch.setattr("mnnvl_lab.sweep.run", fake)
+        words = [
+            "--tokens",
+            "1",
+            "64",
+            "--modes",
+            "all_to_all",
+            "--routing",
+            "zipf:1.2",
+            "--samples",
+            "7",
+            "--seed",
+            "3",
+        ]
+        assert main(["sweep", *SMALL, *words, "--out", str(tmp_path / "x.parquet"), "--resume", "--quiet"]) == 0
+        sweep = asked["sweep"]
+        assert (sweep.tokens, sweep.modes, sweep.seed) == ((1, 64), ("all_to_all",), 3)
+        assert str(sweep.routings[0]) == "zipf:1.2"
+        assert sweep.sampling.max_samples == sweep.sampling.min_samples == 7
+        assert (asked["resume"], asked["progress"]) == (True, False)
+        assert "2 points on fabric host" in capsys.readouterr().out
+
+    def test_an_interrupted_sweep_says_how_to_go_on(self, monkeypatch, capsys):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("mnnvl_lab.sweep.run", interrupted)
+        assert main(["sweep", *SMALL, "--out", "x.parquet"]) == 130
+        assert "--resume" in capsys.readouterr().err
+
+    def test_from_ranks_to_figures(self, tmp_path):
+        out = str(tmp_path / "sweep.parquet")
+        words = ["sweep", *SMALL, "--tokens", "1", "8", "--samples", "6", "--out", out, "--quiet"]
+        first = run(*words)
+        assert first.returncode == 0, first.stderr
+        table = records.load(out)
+        assert set(table["mode"]) == {"one_sided", "two_sided"}
+        assert set(table["checked"]) <= {"exact", "bounded"}
+        again = run(*words)
+        assert again.returncode == 2
+        assert "exists already" in again.stderr
+        resumed = run(*words[:-1], "--modes", "one_sided", "two_sided", "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert len(records.load(out)) == len(table)
+        assert run("plot", out, "--out", str(tmp_path / "figures")).returncode == 0
+        assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["sweep.parquet"]
