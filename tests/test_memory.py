@@ -1,12 +1,16 @@
 """The memory ledger: its arithmetic on readings written by hand, real segments, and GPUs to the byte."""
 
 import mmap
+from dataclasses import replace
 
 import pytest
 
+from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point
+from mnnvl_lab.measure.live import STALE, UNTOUCHED, VALID, watch_rounds
 from mnnvl_lab.measure.memory import LISTS_MAPPINGS, Entry, ledger_table, measure_ledger
+from mnnvl_lab.plots.live_region import animate, live_region, strip
 from mnnvl_lab.plots.memory_ledger import memory_ledger
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Load, Uniform
@@ -82,3 +86,48 @@ def test_gpu_workspaces_take_what_was_recorded_and_give_all_back(mode, allocated
         rows = table[table["step"] == step]
         assert rows["predicted_bytes"].tolist() == [sign * allocated_bytes] * 2
         assert rows["rest_bytes"].tolist() == [0, 0]
+
+
+def test_rows_of_an_earlier_larger_round_are_stale(host_ranks):
+    """Two ranks: the first round brings 6 tokens a rank, the second 2, so that slots 2 to 5 are left over.
+
+    Every token chooses an expert of both ranks (top_k = experts), so that each rank receives all rows of both.
+    """
+    exchange = point(tokens=6, experts=2).exchange
+    rounds = [Point(exchange=exchange, load=Load(routing=Uniform(), tokens=(6, 6), seed=seed)) for seed in (0, 1)]
+    rounds[1] = replace(rounds[1], load=replace(rounds[1].load, tokens=(6, 2)))
+    host_ranks.use(exchange.layout)
+    for rank, shots in enumerate(host_ranks.run(watch_rounds, rounds)):
+        assert [shot.epoch for shot in shots] == [0, 1, 2, 3, 4]
+        opened, _, first, dispatched, second = shots
+        assert (opened.dispatch_RM == UNTOUCHED).all()
+        assert (first.dispatch_RM == VALID).all()
+        assert first.received_R.tolist() == [6, 6]
+        assert dispatched.received_R.tolist() == [6, 2]
+        assert dispatched.dispatch_RM[1].tolist() == [VALID] * 2 + [STALE] * 4
+        assert dispatched.dispatch_flags_R.tolist() == [3, 3]
+        assert dispatched.combine_flags_R.tolist() == [2, 2]
+        assert second.combine_RM[0].tolist() == [VALID] * 6
+        assert second.sent_R.tolist() == [(6, 2)[rank]] * 2
+        ax = live_region(dispatched)
+        assert [text.get_text().strip() for text in ax.texts if text.get_gid() == "flag"] == [
+            "rows 6, flag 3",
+            "rows 2, flag 3",
+        ]
+        assert ax.images[0].get_array().tolist() == dispatched.dispatch_RM.tolist()
+
+
+def test_only_one_sided_rows_have_a_place_to_watch(host_ranks):
+    with pytest.raises(Refused, match="two_sided"):
+        host_ranks.run(watch_rounds, [point("two_sided")])
+
+
+def test_frames_show_every_moment(host_ranks):
+    host_ranks.use(Layout(dp=2))
+    shots = host_ranks.run(watch_rounds, [point(tokens=4)])[0]
+    moments = [shot.moment for shot in shots]
+    figure = strip(shots)
+    assert all(
+        any(moment in text.get_text() for text in ax.texts) for moment, ax in zip(moments, figure.axes, strict=True)
+    )
+    assert animate(shots).to_jshtml().count("data:image/png") == len(shots)

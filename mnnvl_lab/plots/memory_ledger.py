@@ -48,12 +48,21 @@ def memory_ledger(table: pd.DataFrame, *, x: str = "step", hue: str = "rank", ax
         ax.set_xticks(places, list(rows[x]))
         ax.grid(visible=False, axis="x")
         ax.set_ylabel(_what(rows))
-        ax.yaxis.set_major_formatter(lambda value, _: size_words(value) if value >= 0 else f"-{size_words(-value)}")
-        ax.margins(y=0.14)
+        _binary_scale(ax, rows)
         ax.legend(frameon=False, ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.1))
         head(ax, "Memory, step by step", f"{hue} {rows[hue].iloc[0]} · {load_words(rows)}")
         caption(ax, _origin(table), below_points=52)
     return ax
+
+
+def _binary_scale(ax: Axes, rows: pd.DataFrame) -> None:
+    """Ticks at multiples of a power of two, and room for the words above the highest level."""
+    from matplotlib.ticker import MultipleLocator
+
+    top = max(float(rows["used_bytes"].max()), 1.0)
+    ax.yaxis.set_major_locator(MultipleLocator(2.0 ** (np.floor(np.log2(top)) - 2)))
+    ax.yaxis.set_major_formatter(lambda value, _: size_words(value))
+    ax.set_ylim(0, 1.14 * top)
 
 
 def _connect(ax: Axes, places: np.ndarray, used: np.ndarray) -> None:

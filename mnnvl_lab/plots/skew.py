@@ -10,6 +10,7 @@ import pandas as pd
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.measure.skew import entries
 from mnnvl_lab.plots.look import BLUE, FAINT, INK, QUIET, caption, head, load_words, new_axes, origin, strokes, style
+from mnnvl_lab.records import require_column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,5 +93,6 @@ def _median_iteration(split: pd.DataFrame) -> int:
 
 
 def _subtitle(bars: pd.DataFrame, hue: str, iteration: int) -> str:
-    values = [f"{hue} {bars[hue].iloc[0]:g}"] if hue in bars.columns else []
+    column = require_column(hue)
+    values = [f"{column.label.lower()} {bars[hue].iloc[0]} {column.unit}".strip()] if hue in bars.columns else []
     return " · ".join([*values, f"iteration {iteration}", load_words(bars)])

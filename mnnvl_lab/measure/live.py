@@ -1,0 +1,143 @@
+"""A one-sided workspace caught in the act: which rows hold what, counters and flags, after each phase of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.transport.peek import cut
+from mnnvl_lab.workspace import OneSidedWorkspace
+
+if TYPE_CHECKING:
+    from mnnvl_lab.transport.exchange import Exchange
+
+UNTOUCHED, VALID, STALE = 0, 1, 2
+STATES = MappingProxyType({UNTOUCHED: "never written", VALID: "of this round", STALE: "stale"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One rank's row of the workspace at one moment.
+
+    Attributes:
+        moment: after which phase of which round.
+        ep_rank: whose row.
+        epoch: `flag_val`; dispatch and combine each move it on by one.
+        sent_R: rows sent to each target (`send_counters`).
+        received_R: rows that came from each source (`recv_counters`).
+        dispatch_flags_R, combine_flags_R: epoch that each rank last signalled.
+        dispatch_RM, combine_RM: a state of `STATES` for each slot of each source, of the rows that dispatch brought and
+            of those that combine pulls. Rows beyond the counter are stale: the kernels never clear them.
+    """
+
+    moment: str
+    ep_rank: int
+    epoch: int
+    sent_R: np.ndarray
+    received_R: np.ndarray
+    dispatch_flags_R: np.ndarray
+    combine_flags_R: np.ndarray
+    dispatch_RM: np.ndarray
+    combine_RM: np.ndarray
+
+
+def watch_rounds(rank, points: Sequence[Point]) -> list[Snapshot]:
+    """Rank function: this rank's snapshots when opened and after dispatch and combine of each round. Collective.
+
+    Args:
+        points: a round each, of one exchange; of loads that differ, so that something goes stale.
+
+    Raises:
+        Refused: no round, or a mode other than `one_sided`, whose rows have no fixed place.
+    """
+    from mnnvl_lab.transport import open_transport
+
+    exchange = _exchange_of(points)
+    with open_transport(rank, exchange) as transport:
+        snapshots = [_look(transport, "opened", max(max(1, point.load.max_tokens) for point in points))]
+        for number, point in enumerate(points, start=1):
+            snapshots += _watch_round(rank, transport, point, f"round {number}")
+    return snapshots
+
+
+def _watch_round(rank, transport, point: Point, name: str) -> Iterator[Snapshot]:
+    from mnnvl_lab.measure.check import check_combined, check_received
+    from mnnvl_lab.measure.work import Work, stand_in
+
+    work = Work.of(rank, point)
+    batch = work.batch()
+    received = transport.dispatch(batch)
+    yield _look(transport, f"{name}, after dispatch", batch.runtime_max_tokens)
+    combined = transport.combine(stand_in(transport, work, received, check_received(work, received)))
+    yield _look(transport, f"{name}, after combine", batch.runtime_max_tokens)
+    check_combined(work, combined)
+
+
+def _look(transport, moment: str, runtime_max_tokens: int) -> Snapshot:
+    """Between two barriers: no peer still writes this row, none already writes the next round into it."""
+    transport.group.barrier()
+    row = transport.workspace_row()
+    transport.group.barrier()
+    return snapshot(
+        row,
+        exchange=transport.exchange,
+        plan=transport.workspace,
+        runtime_max_tokens=runtime_max_tokens,
+        ep_rank=transport.ep_rank,
+        moment=moment,
+    )
+
+
+def snapshot(
+    row: np.ndarray, *, exchange: Exchange, plan: OneSidedWorkspace, runtime_max_tokens: int, ep_rank: int, moment: str
+) -> Snapshot:
+    """Read a rank's row.
+
+    Args:
+        row: uint8, its bytes (`Transport.workspace_row`).
+        exchange: what it is used for.
+        plan: what it is laid out for; larger than the exchange's need where a workspace was kept.
+        runtime_max_tokens: M of the round that is looked at.
+    """
+    need = OneSidedWorkspace.of(exchange)
+    rows_bytes = [part.row_bytes for part in exchange.payload_parts] + [4 * exchange.top_k] * 2
+    shift = plan.aux_bytes - need.aux_bytes
+    dispatch = need.payload_offsets(rows_bytes, runtime_max_tokens=runtime_max_tokens)[0] + shift
+    combine = need.combine_offset(rows_bytes, runtime_max_tokens=runtime_max_tokens) + shift
+    regions = cut(row, plan.regions[:6])
+    shape = exchange.ep_size, runtime_max_tokens
+    valid_RM = np.arange(runtime_max_tokens) < regions["recv_counters"][:, None]
+    return Snapshot(
+        moment=moment,
+        ep_rank=ep_rank,
+        epoch=int(regions["flag_val"][0]),
+        sent_R=regions["send_counters"].copy(),
+        received_R=regions["recv_counters"].copy(),
+        dispatch_flags_R=regions["dispatch_completion_flags"].copy(),
+        combine_flags_R=regions["combine_completion_flags"].copy(),
+        dispatch_RM=_states(row, dispatch, rows_bytes[0], shape, valid_RM),
+        combine_RM=_states(row, combine, exchange.combine_bytes_per_token, shape, valid_RM),
+    )
+
+
+def _states(row: np.ndarray, begin: int, row_bytes: int, shape: tuple[int, int], valid_RM: np.ndarray) -> np.ndarray:
+    """A row that was never written is all zero, as the workspace was when it was opened."""
+    slots = row[begin : begin + shape[0] * shape[1] * row_bytes].reshape(*shape, row_bytes)
+    written_RM = slots.any(axis=2)
+    return np.where(written_RM, np.where(valid_RM, VALID, STALE), UNTOUCHED)
+
+
+def _exchange_of(points: Sequence[Point]) -> Exchange:
+    exchanges = list(dict.fromkeys(point.exchange for point in points))
+    if len(exchanges) != 1 or exchanges[0].mode != "one_sided":
+        modes = ", ".join(exchange.mode for exchange in exchanges) or "none"
+        raise Refused(
+            f"rounds of exchanges {modes}: all must be of the same one_sided exchange; two-sided rows only pass"
+        )
+    return exchanges[0]
