@@ -5,16 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.records.columns import POINT_COLUMNS
-from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, provenance_of, require_provenance
+from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, parts_of, provenance_of, require_provenance
 
 KEY_COLUMNS = tuple(name for name in POINT_COLUMNS if name != "phase")
 """What names a point of a sweep; its phases are measured together."""
@@ -29,17 +29,15 @@ def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:
     path = Path(path)
     ready = new_table(table, provenance_of(table))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("xb") as file:
             ready.to_parquet(file, engine="pyarrow", index=False, write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -137,7 +135,14 @@ class Appender:
             return None
         if not resume:
             raise RecordError(f"{self.path}: exists already; resume it (--resume), or name another file")
-        return load(self.path)
+        return self._require_device(load(self.path))
+
+    def _require_device(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Found out before anything is measured; `join` judges the rest."""
+        there, here = (parts_of(p)[0].get("device") for p in (provenance_of(table), self._provenance))
+        if there != here:
+            raise RecordError(f"{self.path}: measured on {there}, not on {here}: device differs; name another file")
+        return table
 
 
 def _keys(table: pd.DataFrame) -> set[tuple]:
@@ -175,9 +180,3 @@ def _lock(path: Path) -> int:
             if os.fstat(handle).st_ino == os.stat(name).st_ino:
                 return handle
         os.close(handle)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
