@@ -1,5 +1,12 @@
 """What can go wrong, one class a kind. Every message gives the value, the rule and the remedy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mnnvl_lab.postmortem import Verdict
+
 
 class LabError(Exception):
     """Anything that this package raises on purpose."""
@@ -66,6 +73,19 @@ class RankDied(RankError):
 
 class RankTimeout(RankError):
     """A rank did not finish within its limit."""
+
+
+class Hang(RankTimeout):
+    """Ranks that wait for one another and will not get on; they were looked at, then killed.
+
+    Args:
+        rank, phase, cause, report: as `RankError`; the rank is the one that never arrived, where that is known.
+        verdict: what every rank showed and who waits for whom (`mnnvl_lab.postmortem.Verdict`).
+    """
+
+    def __init__(self, *, rank: int, phase: str, cause: str, verdict: Verdict, report: str = ""):
+        self.verdict = verdict
+        super().__init__(rank=rank, phase=phase, cause=cause, report=report)
 
 
 class RecordError(LabError, ValueError):

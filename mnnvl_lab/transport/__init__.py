@@ -45,4 +45,5 @@ def open_transport(rank: Rank, exchange: Exchange) -> Transport:
     check_exchange(exchange)
     table = (HOST if rank.fabric == "host" else GPU) | EVERY_FABRIC
     module, name = table[exchange.mode].split(":")
+    rank.phase = "open"
     return getattr(import_module(module), name)(rank, exchange)

@@ -9,6 +9,7 @@ repeated and timed without that cost.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Transport(ABC):
         self.group = rank.group("ep")
         check_exchange(exchange)
         self._state = "idle"
+        self.active: tuple[int, ...] | None = None  # ep_ranks of the round in flight, None for all
+        rank.watched = weakref.ref(self)
 
     @property
     def ep_size(self) -> int:
@@ -81,6 +84,7 @@ class Transport(ABC):
         """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
         with self._moving("idle", "dispatched", "dispatch"):
             admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
+            self.active = admitted.batch.active_ranks
             received = self._dispatch(admitted.batch)
         self._sent, self._rows_received = admitted.batch, received.experts.shape[0]
         return received
@@ -160,13 +164,13 @@ class Transport(ABC):
     def _moving(self, before: str, after: str, verb: str):
         """From one state to the next, or back if the input is refused; a failure half-way leaves a failed transport."""
         self._require(before, verb)
-        self._state = "failed"
+        self._state, self.rank.phase, self.rank.watched = "failed", verb, weakref.ref(self)
         try:
             yield
         except Refused:
             self._state = before
             raise
-        self._state = after
+        self._state, self.rank.phase = after, f"after {verb}"
 
     def _require(self, state: str, verb: str) -> None:
         if self._state != state:
