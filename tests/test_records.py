@@ -15,6 +15,7 @@ from pandas.testing import assert_frame_equal
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
 from mnnvl_lab.records.compare import p_value
+from mnnvl_lab.records.provenance import command
 
 ORIGIN = {"device": "2-core Test Processor", "topology": "shared memory of one machine"}
 POINT = {
@@ -112,6 +113,17 @@ class TestTables:
             assert field in found
         assert found["warmup"] == 3
         assert str(found["cores"]) in found["device"]
+
+    @pytest.mark.parametrize(
+        ("argv", "typed"),
+        [
+            (["/a/mnnvl_lab/__main__.py", "sweep", "--tp", "2"], "python -m mnnvl_lab sweep --tp 2"),
+            (["/a/ipykernel_launcher.py", "-f", "/home/x/kernel.json"], "notebook"),
+            (["/a/bin/mnnvl-lab", "plan"], "mnnvl-lab plan"),
+        ],
+    )
+    def test_the_command_is_what_was_typed(self, argv, typed):
+        assert command(argv) == typed
 
 
 class TestJoin:

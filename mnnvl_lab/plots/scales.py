@@ -56,7 +56,8 @@ def _logarithmic(axis: Axis, values: np.ndarray, *, binary: bool) -> None:
     from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     scale = "log" if values.min() > 0 else "symlog"
-    axis._set_axes_scale(scale, base=2 if binary else 10, **({} if scale == "log" else {"linthresh": 1}))
+    set_scale = getattr(axis.axes, f"set_{axis.axis_name}scale")
+    set_scale(scale, base=2 if binary else 10, **({} if scale == "log" else {"linthresh": 1}))
     if binary:
         axis.set_major_locator(FixedLocator(_octaves(values)))
     else:

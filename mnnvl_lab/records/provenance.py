@@ -43,7 +43,7 @@ def provenance(
     return {
         "schema": SCHEMA,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(sys.argv),
         **_source(),
         "package": __version__,
         "python": platform.python_version(),
@@ -58,6 +58,15 @@ def provenance(
         "samples": samples,
         "seed": seed,
     } | further
+
+
+def command(argv: Sequence[str]) -> str:
+    """What was typed, without the paths that Python puts in its place."""
+    program, words = Path(argv[0]), argv[1:]
+    if program.name.startswith("ipykernel"):
+        return "notebook"
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return " ".join([name, *words])
 
 
 def describe(provenance: Mapping[str, object]) -> str:
