@@ -2,6 +2,7 @@
 
     python -m tools.record sweeps --fabric nvlink --ranks 2 --out data/nvlink_ep2.parquet
     python -m tools.record conformance --out data/conformance
+    python -m tools.record wrong_group --fabric shared_gpu --ranks 4 --out data/wrong_group_4.json
 
 Every command stands alone and can be repeated; sweeps go on where they were stopped.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from mnnvl_lab import conformance, records
+from mnnvl_lab import conformance, records, wrong_group
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
 from mnnvl_lab.model import require_model
@@ -22,6 +23,7 @@ from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Uniform, Zipf
 from mnnvl_lab.sweep import run
 from mnnvl_lab.transport.exchange import MODES
+from mnnvl_lab.transport.upstream import LAYERS
 
 TOKENS = tuple(2**n for n in range(13))  # 1 to 4096
 SAMPLING = Sampling(warmup=3, min_samples=15, max_samples=60, budget_s=0.1)
@@ -72,10 +74,24 @@ def record_conformance(options: argparse.Namespace) -> None:
             conformance.save(options.out, case, ranks.run(conformance.replay, case), origin)
 
 
+def record_wrong_group(options: argparse.Namespace) -> None:
+    """The workspace over the DP group and over the EP group: with TP 2 these are two groups, with TP 1 one."""
+    model, on_gpu = require_model("deepseek-v3"), options.fabric != "host"
+    shape = {"hidden": model.hidden, "experts": model.experts, "top_k": model.top_k}
+    how = {"layers": tuple(LAYERS) if on_gpu else (), "clock": "graph" if on_gpu else "eager"}
+    layouts, tables = (Layout(tp=2, dp=options.ranks // 2), Layout(dp=options.ranks)), []
+    with Ranks(layouts[0], fabric=options.fabric) as ranks:
+        for layout in layouts:
+            tables.append(wrong_group.side_by_side(ranks, layout, **shape, **how))
+            wrong_group.save(wrong_group.join(tables), options.out)
+    print(wrong_group.join(tables).drop(columns="latencies_us").to_string())
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.record", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in (("sweeps", record_sweeps), ("conformance", record_conformance)):
+    recorders = (record_sweeps, record_conformance, record_wrong_group)
+    for name, function in ((function.__name__.removeprefix("record_"), function) for function in recorders):
         command = commands.add_parser(name, help=function.__doc__)
         command.set_defaults(function=function)
         command.add_argument("--fabric", required=True, choices=("nvlink", "shared_gpu", "host"))

@@ -1,0 +1,267 @@
+"""A workspace over the wrong group, beside the same over the EP group: who notices, in which phase, in which words.
+
+vLLM handed FlashInfer the communicator of the data-parallel group until its pull request 40893. `affected` says which
+layouts that hits, by arithmetic alone; `side_by_side` runs one and shows what the kernels say, and that the EP group's
+workspace then carries a checked round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mnnvl_lab import records
+from mnnvl_lab.errors import LabError, RecordError, Refused, WorkspaceMismatch
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure import Point, Sampling, measure
+from mnnvl_lab.records.tables import ATTRIBUTE, require_provenance
+from mnnvl_lab.routing import Load, Uniform
+from mnnvl_lab.transport.checks import check_exchange
+from mnnvl_lab.transport.exchange import Exchange
+from mnnvl_lab.transport.upstream import LAYERS, attempt
+
+if TYPE_CHECKING:
+    from mnnvl_lab.ranks import Ranks
+    from mnnvl_lab.ranks.rank import Rank
+
+KIND = "mnnvl_lab.wrong_group"
+OWN_LAYER = "kernels"
+MODES = ("one_sided", "two_sided")
+PARTS_OF_EP = ("dp", "tp", "pcp")
+LAYER_TIMEOUT_S = 400  # modules may have to be compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What came of one workspace over one group.
+
+    Attributes:
+        tp, dp, pcp, pp, ep_size: the layout.
+        fabric: what carried the bytes.
+        layer: `kernels`, called directly by this package's transports (on `host` their protocol between processes), or
+            one of FlashInfer's classes.
+        mode: one_sided or two_sided.
+        group: name of the group whose communicator allocated the workspace.
+        spans: ranks of that group.
+        outcome: `right`, a round equal to the oracle's; `mismatch`, refused because `spans` is not `ep_size`; `error`,
+            failed in another way.
+        phase: where it failed; empty if it did not.
+        words: what was said then, word for word.
+        checked: how strictly the round was compared, `exact` or `bounded`; empty where no round was.
+        workspace_bytes: of one rank; None where no workspace stood.
+        latencies_us: of each round, its slowest rank; empty where none was timed.
+    """
+
+    tp: int
+    dp: int
+    pcp: int
+    pp: int
+    ep_size: int
+    fabric: str
+    layer: str
+    mode: str
+    group: str
+    spans: int
+    outcome: str
+    phase: str = ""
+    words: str = ""
+    checked: str = ""
+    workspace_bytes: int | None = None
+    latencies_us: tuple[float, ...] = ()
+
+
+COLUMNS = tuple(field.name for field in fields(Attempt))
+
+
+def affected(layouts: Iterable[Layout]) -> pd.DataFrame:
+    """Which layouts a workspace over the DP group hits; nothing is run.
+
+    Returns:
+        One row a layout: its sizes, `dp_size` and `ep_size`, ranks of either group; `same_group`, whether the two
+        coincide; `exchanges`, whether vLLM would call an all-to-all at all (`fused_moe/config.py`,
+        `use_all2all_kernels`: DP or PCP above 1); and `hit`: it would, over a group that is too small.
+    """
+    return pd.DataFrame([_affected(layout) for layout in layouts])
+
+
+def _affected(layout: Layout) -> dict[str, object]:
+    same, exchanges = layout.groups("dp") == layout.groups("ep"), layout.dp > 1 or layout.pcp > 1
+    sizes = {"dp_size": layout.dp, "ep_size": layout.ep_size}
+    return _axes(layout) | sizes | {"same_group": same, "exchanges": exchanges, "hit": exchanges and not same}
+
+
+def side_by_side(
+    ranks: Ranks,
+    layout: Layout,
+    *,
+    group: str = "dp",
+    modes: Sequence[str] = MODES,
+    layers: Sequence[str] = (),
+    tokens: int = 128,
+    hidden: int = 1024,
+    experts: int = 64,
+    top_k: int = 4,
+    clock: str = "eager",
+) -> pd.DataFrame:
+    """Run a layout with the workspace over `group`, then over the EP group, in each mode and layer.
+
+    An attempt that fails is a row with its words, and does not keep the others from being made.
+
+    Args:
+        ranks: warm ranks; they take `layout`.
+        group: `dp`, `tp` or `pcp`.
+        layers: of `transport.upstream.LAYERS`, FlashInfer's own classes (on GPUs).
+        tokens, hidden, experts, top_k: of the round that is checked and timed, for the modes.
+        clock: that times it.
+
+    Returns:
+        One row an attempt: the fields of `Attempt`, and `p50_us` over `latencies_us`; provenance in `attrs`.
+
+    Raises:
+        Refused: no such group, mode or layer; the fabric cannot carry the layout; the round breaks a limit.
+    """
+    _require(ranks, group, layers)
+    shape = {"max_tokens": tokens, "hidden": hidden, "experts": experts, "top_k": top_k}
+    points = [
+        _point(Exchange(mode=mode, layout=layout, workspace_group=name, **shape), clock)
+        for mode in modes
+        for name in (group, "ep")
+    ]
+    ranks.use(layout)
+    attempts = [_try_point(ranks, point) for point in points]
+    attempts += [_try_layer(ranks, layout, layer, name) for layer in layers for name in (group, "ep")]
+    return to_frame(attempts, records.provenance(fabric=ranks.fabric, clocks=(clock,), seed=0))
+
+
+def to_frame(attempts: Iterable[Attempt], provenance: Mapping[str, object]) -> pd.DataFrame:
+    """Attempts as a table with the statistics that are derived of them."""
+    table = pd.DataFrame([asdict(attempt) for attempt in attempts], columns=list(COLUMNS))
+    table["workspace_bytes"] = table["workspace_bytes"].astype("Int64")
+    table["p50_us"] = [pd.Series(latencies, dtype=float).median() for latencies in table["latencies_us"]]
+    table.attrs = {ATTRIBUTE: require_provenance(provenance)}
+    return table
+
+
+def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of one run, one behind the other, with the provenance of the first."""
+    joined = pd.concat(tables, ignore_index=True)
+    joined.attrs = dict(tables[0].attrs)
+    return joined
+
+
+def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:
+    """Write a table of `side_by_side` as JSON with its provenance, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = table[list(COLUMNS)].astype(object).where(table[list(COLUMNS)].notna(), None).to_dict("records")
+    document = {"kind": KIND, "provenance": records.provenance_of(table), "attempts": rows}
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(document, file, indent=1, allow_nan=False)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(partial)
+    return path
+
+
+def load(path: str | os.PathLike) -> pd.DataFrame:
+    """Read what `save` wrote.
+
+    Raises:
+        RecordError: no such file, no such record, or one of a newer schema.
+    """
+    try:
+        document = json.loads(Path(path).read_text())
+        if document["kind"] != KIND:
+            raise ValueError(f"it is a {document['kind']!r}")
+        return to_frame([Attempt(**row) for row in document["attempts"]], document["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is no wrong_group record ({error}); record it with tools.record") from error
+
+
+def _require(ranks: Ranks, group: str, layers: Sequence[str]) -> None:
+    if group not in PARTS_OF_EP:
+        raise Refused(
+            f"group is {group!r}: it must be one of {', '.join(PARTS_OF_EP)}, which are parts of the EP group; "
+            "ranks of another stage would get rows that are not for them, and no kernel would notice"
+        )
+    for layer in layers:
+        if layer not in LAYERS:
+            raise Refused(f"layer is {layer!r}: it must be one of {', '.join(LAYERS)}")
+    if layers and ranks.fabric == "host":
+        raise Refused("FlashInfer's classes need a GPU: leave layers out on fabric host, or use nvlink or shared_gpu")
+
+
+def _point(exchange: Exchange, clock: str) -> Point:
+    check_exchange(exchange)
+    load = Load(routing=Uniform(), tokens=exchange.max_tokens)
+    return Point(exchange=exchange, load=load, clock=clock, sampling=Sampling(max_samples=60))
+
+
+def _try_point(ranks: Ranks, point: Point) -> Attempt:
+    exchange = point.exchange
+    begun = _begun(ranks, exchange.layout, OWN_LAYER, exchange.mode, exchange.workspace_group)
+    try:
+        samples = measure(point, ranks)
+        size = ranks.run(open_bytes, exchange)[0]
+    except WorkspaceMismatch as error:
+        return Attempt(**begun, outcome="mismatch", phase=error.phase, words=error.kernel_words)
+    except LabError as error:
+        return Attempt(**begun, outcome="error", **_failure(error))
+    slowest = records.slowest_rank(samples[samples["phase"] == "round"])["latency_us"]
+    checked = "exact" if (samples["checked"] == "exact").all() else "bounded"
+    return Attempt(**begun, outcome="right", checked=checked, workspace_bytes=size, latencies_us=tuple(slowest))
+
+
+def _try_layer(ranks: Ranks, layout: Layout, layer: str, group: str) -> Attempt:
+    mode = "two_sided" if layer == "MnnvlMoe" or "TwoSided" in layer else "one_sided"
+    begun = _begun(ranks, layout, layer, mode, group)
+    try:
+        outcomes = ranks.run(attempt, layer=layer, group=group, timeout_s=LAYER_TIMEOUT_S)
+    except LabError as error:
+        return Attempt(**begun, outcome="error", **_failure(error))
+    failed = next((outcome for outcome in outcomes if outcome.phase), None)
+    if failed:
+        kind = "mismatch" if _names_both(failed.words, begun["spans"], begun["ep_size"]) else "error"
+        return Attempt(**begun, outcome=kind, phase=failed.phase, words=failed.words)
+    if not all(outcome.right for outcome in outcomes):
+        return Attempt(**begun, outcome="error", phase="combine", words="wrong sums")
+    return Attempt(**begun, outcome="right", checked="exact")
+
+
+def open_bytes(rank: Rank, exchange: Exchange) -> int:
+    """Rank function: bytes of this rank's part of the workspace, from the transport that holds it. Collective."""
+    from mnnvl_lab.transport import open_transport
+
+    with open_transport(rank, exchange) as transport:
+        return transport.workspace.workspace_bytes
+
+
+def _begun(ranks: Ranks, layout: Layout, layer: str, mode: str, group: str) -> dict[str, object]:
+    place = {"ep_size": layout.ep_size, "fabric": ranks.fabric, "layer": layer, "mode": mode, "group": group}
+    return _axes(layout) | place | {"spans": len(layout.group_of(group, 0))}
+
+
+def _axes(layout: Layout) -> dict[str, int]:
+    return {name: getattr(layout, name) for name in ("tp", "dp", "pcp", "pp")}
+
+
+def _failure(error: LabError) -> dict[str, str]:
+    return {"phase": getattr(error, "phase", ""), "words": str(error).splitlines()[0]}
+
+
+def _names_both(words: str, spans: int, ep_size: int) -> bool:
+    """Whether a refusal names the two sizes: the layers have no error class of their own for it."""
+    return spans != ep_size and {str(spans), str(ep_size)} <= set(re.findall(r"\d+", words))
