@@ -105,7 +105,7 @@ class Ledger:
         Args:
             predicted_bytes: of one rank.
         """
-        last, self._last = self._last, _read(self.rank)
+        last, self._last = self._last, read_memory(self.rank)
         self.entries.append(
             Entry(
                 step=step,
@@ -227,7 +227,7 @@ def _rounds(ledger: Ledger, transport, point: Point) -> None:
         ledger.note("graph")
 
 
-def _read(rank: Rank) -> Reading:
+def read_memory(rank: Rank) -> Reading:
     """Between two barriers, so that no rank is in the middle of a step."""
     world = rank.group("world")
     if rank.device.type == "cuda":
