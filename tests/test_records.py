@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
+from pyarrow.parquet import ParquetFile, read_schema
 
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
@@ -244,10 +245,14 @@ class TestFiles:
         with pytest.raises(RecordError, match=r"records\.parquet"):
             records.load(path)
 
-    def test_a_flipped_byte_is_found(self, tmp_path):
-        path = records.save(table(np.random.default_rng(0).random((50, 4))), tmp_path / "records.parquet")
+    @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+    def test_a_flipped_byte_in_a_column_is_found(self, tmp_path, share):
+        path = records.save(table(np.random.default_rng(0).random((500, 4))), tmp_path / "records.parquet")
+        group = ParquetFile(path).metadata.row_group(0)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        latency = next(chunk for chunk in chunks if chunk.path_in_schema == "latency_us")
         content = bytearray(path.read_bytes())
-        content[len(content) // 3] ^= 0xFF
+        content[latency.data_page_offset + int(share * latency.total_compressed_size / 2)] ^= 0xFF
         path.write_bytes(content)
         with pytest.raises(RecordError, match="truncated or damaged"):
             records.load(path)
@@ -361,7 +366,5 @@ def _append_and_wait(path, ready):
 
 
 def test_a_file_holds_json_and_no_code(tmp_path):
-    from pyarrow import parquet
-
-    metadata = parquet.read_schema(records.save(table(), tmp_path / "records.parquet")).metadata
+    metadata = read_schema(records.save(table(), tmp_path / "records.parquet")).metadata
     assert all(json.loads(value) is not None for value in metadata.values())
