@@ -1,102 +1,32 @@
-"""A workspace over the wrong group, beside the same over the EP group: who notices, in which phase, in which words.
-
-vLLM handed FlashInfer the communicator of the data-parallel group until its pull request 40893. `affected` says which
-layouts that hits, by arithmetic alone; `side_by_side` runs one and shows what the kernels say, and that the EP group's
-workspace then carries a checked round.
-"""
+"""One layout, each mode and layer twice: over the group in question, and over the EP group."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mnnvl_lab import records
-from mnnvl_lab.errors import LabError, RecordError, Refused, WorkspaceMismatch
+from mnnvl_lab.errors import LabError, Refused, WorkspaceMismatch
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point, Sampling, measure
-from mnnvl_lab.records.tables import ATTRIBUTE, require_provenance
 from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.transport.checks import check_exchange
 from mnnvl_lab.transport.exchange import Exchange
 from mnnvl_lab.transport.upstream import LAYERS, attempt
+from mnnvl_lab.wrong_group.attempts import Attempt, to_frame
+from mnnvl_lab.wrong_group.hits import axes_of
 
 if TYPE_CHECKING:
     from mnnvl_lab.ranks import Ranks
     from mnnvl_lab.ranks.rank import Rank
 
-KIND = "mnnvl_lab.wrong_group"
 OWN_LAYER = "kernels"
 MODES = ("one_sided", "two_sided")
 PARTS_OF_EP = ("dp", "tp", "pcp")
 LAYER_TIMEOUT_S = 400  # modules may have to be compiled
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """What came of one workspace over one group.
-
-    Attributes:
-        tp, dp, pcp, pp, ep_size: the layout.
-        fabric: what carried the bytes.
-        layer: `kernels`, called directly by this package's transports (on `host` their protocol between processes), or
-            one of FlashInfer's classes.
-        mode: one_sided or two_sided.
-        group: name of the group whose communicator allocated the workspace.
-        spans: ranks of that group.
-        outcome: `right`, a round equal to the oracle's; `mismatch`, refused because `spans` is not `ep_size`; `error`,
-            failed in another way.
-        phase: where it failed; empty if it did not.
-        words: what was said then, word for word.
-        checked: how strictly the round was compared, `exact` or `bounded`; empty where no round was.
-        workspace_bytes: of one rank; None where no workspace stood.
-        latencies_us: of each round, its slowest rank; empty where none was timed.
-    """
-
-    tp: int
-    dp: int
-    pcp: int
-    pp: int
-    ep_size: int
-    fabric: str
-    layer: str
-    mode: str
-    group: str
-    spans: int
-    outcome: str
-    phase: str = ""
-    words: str = ""
-    checked: str = ""
-    workspace_bytes: int | None = None
-    latencies_us: tuple[float, ...] = ()
-
-
-COLUMNS = tuple(field.name for field in fields(Attempt))
-
-
-def affected(layouts: Iterable[Layout]) -> pd.DataFrame:
-    """Which layouts a workspace over the DP group hits; nothing is run.
-
-    Returns:
-        One row a layout: its sizes, `dp_size` and `ep_size`, ranks of either group; `same_group`, whether the two
-        coincide; `exchanges`, whether vLLM would call an all-to-all at all (`fused_moe/config.py`,
-        `use_all2all_kernels`: DP or PCP above 1); and `hit`: it would, over a group that is too small.
-    """
-    return pd.DataFrame([_affected(layout) for layout in layouts])
-
-
-def _affected(layout: Layout) -> dict[str, object]:
-    same, exchanges = layout.groups("dp") == layout.groups("ep"), layout.dp > 1 or layout.pcp > 1
-    sizes = {"dp_size": layout.dp, "ep_size": layout.ep_size}
-    return _axes(layout) | sizes | {"same_group": same, "exchanges": exchanges, "hit": exchanges and not same}
 
 
 def side_by_side(
@@ -140,55 +70,6 @@ def side_by_side(
     attempts = [_try_point(ranks, point) for point in points]
     attempts += [_try_layer(ranks, layout, layer, name) for layer in layers for name in (group, "ep")]
     return to_frame(attempts, records.provenance(fabric=ranks.fabric, clocks=(clock,), seed=0))
-
-
-def to_frame(attempts: Iterable[Attempt], provenance: Mapping[str, object]) -> pd.DataFrame:
-    """Attempts as a table with the statistics that are derived of them."""
-    table = pd.DataFrame([asdict(attempt) for attempt in attempts], columns=list(COLUMNS))
-    table["workspace_bytes"] = table["workspace_bytes"].astype("Int64")
-    table["p50_us"] = [pd.Series(latencies, dtype=float).median() for latencies in table["latencies_us"]]
-    table.attrs = {ATTRIBUTE: require_provenance(provenance)}
-    return table
-
-
-def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tables of one run, one behind the other, with the provenance of the first."""
-    joined = pd.concat(tables, ignore_index=True)
-    joined.attrs = dict(tables[0].attrs)
-    return joined
-
-
-def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:
-    """Write a table of `side_by_side` as JSON with its provenance, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = table[list(COLUMNS)].astype(object).where(table[list(COLUMNS)].notna(), None).to_dict("records")
-    document = {"kind": KIND, "provenance": records.provenance_of(table), "attempts": rows}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(document, file, indent=1, allow_nan=False)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-    return path
-
-
-def load(path: str | os.PathLike) -> pd.DataFrame:
-    """Read what `save` wrote.
-
-    Raises:
-        RecordError: no such file, no such record, or one of a newer schema.
-    """
-    try:
-        document = json.loads(Path(path).read_text())
-        if document["kind"] != KIND:
-            raise ValueError(f"it is a {document['kind']!r}")
-        return to_frame([Attempt(**row) for row in document["attempts"]], document["provenance"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} is no wrong_group record ({error}); record it with tools.record") from error
 
 
 def _require(ranks: Ranks, group: str, layers: Sequence[str]) -> None:
@@ -251,11 +132,7 @@ def open_bytes(rank: Rank, exchange: Exchange) -> int:
 
 def _begun(ranks: Ranks, layout: Layout, layer: str, mode: str, group: str) -> dict[str, object]:
     place = {"ep_size": layout.ep_size, "fabric": ranks.fabric, "layer": layer, "mode": mode, "group": group}
-    return _axes(layout) | place | {"spans": len(layout.group_of(group, 0))}
-
-
-def _axes(layout: Layout) -> dict[str, int]:
-    return {name: getattr(layout, name) for name in ("tp", "dp", "pcp", "pp")}
+    return axes_of(layout) | place | {"spans": len(layout.group_of(group, 0))}
 
 
 def _failure(error: LabError) -> dict[str, str]:
