@@ -252,7 +252,8 @@ class TestFiles:
         chunks = [group.column(i) for i in range(group.num_columns)]
         latency = next(chunk for chunk in chunks if chunk.path_in_schema == "latency_us")
         content = bytearray(path.read_bytes())
-        content[latency.data_page_offset + int(share * latency.total_compressed_size / 2)] ^= 0xFF
+        begin = latency.dictionary_page_offset or latency.data_page_offset
+        content[begin + int(share * latency.total_compressed_size)] ^= 0xFF
         path.write_bytes(content)
         with pytest.raises(RecordError, match="truncated or damaged"):
             records.load(path)
