@@ -9,7 +9,8 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point
 from mnnvl_lab.measure.live import STALE, UNTOUCHED, VALID, watch_rounds
-from mnnvl_lab.measure.memory import LISTS_MAPPINGS, Entry, ledger_table, measure_ledger
+from mnnvl_lab.measure.memory import Entry, ledger_table, measure_ledger
+from mnnvl_lab.measure.readings import LISTS_MAPPINGS
 from mnnvl_lab.plots.live_region import animate, live_region, strip
 from mnnvl_lab.plots.memory_ledger import memory_ledger
 from mnnvl_lab.ranks import Ranks

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.measure.memory import read_memory
+from mnnvl_lab.measure.readings import read_memory
 from mnnvl_lab.need import Need
 from mnnvl_lab.workspace import Allocation, OneSidedWorkspace
 
