@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from mnnvl_lab import conformance, records, wrong_group
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.measure import Sampling, Sweep
+from mnnvl_lab.measure import Delay, Sampling, Sweep, links, memory, waste
 from mnnvl_lab.model import require_model
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.routing import Uniform, Zipf
+from mnnvl_lab.routing import HotRank, Uniform, Zipf
 from mnnvl_lab.sweep import run
 from mnnvl_lab.transport.exchange import MODES
 from mnnvl_lab.transport.upstream import LAYERS
@@ -87,10 +89,73 @@ def record_wrong_group(options: argparse.Namespace) -> None:
     print(wrong_group.join(tables).drop(columns="latencies_us").to_string())
 
 
-def main(arguments: list[str] | None = None) -> int:
+def record_links(options: argparse.Namespace) -> None:
+    """What the links and the memory of this machine reach, and the floors of launch and flags."""
+    with Ranks(Layout(dp=options.ranks), fabric=options.fabric) as ranks:
+        table = links.measure_links(ranks, provenance=records.provenance(fabric=options.fabric))
+    records.save_aside(table, options.out, kind="links")
+    print(links.limits(table).to_string())
+
+
+def record_memory(options: argparse.Namespace) -> None:
+    """Memory around every step of a transport's life, beside what was predicted, for both modes and two formats."""
+    sweep = replace(
+        sweeps_of(options.fabric, options.ranks, options.gpus)[0],
+        modes=MODES[:2],
+        formats=("bf16", "fp8_block"),
+        routings=(Uniform(),),
+        tokens=(1, 16, 256, 1024, 4096),
+        clocks=("graph",),
+    )
+    origin = records.provenance(fabric=options.fabric)
+    with Ranks(sweep.layouts[0], fabric=options.fabric) as ranks:
+        tables = [memory.measure_ledger(point, ranks) for point in tqdm(list(sweep.points()), desc="ledgers")]
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs = {"mnnvl_lab": origin}
+    records.save_aside(table, options.out, kind="memory")
+    predicted = table[table["step"].isin(["open", "close"])]
+    print(predicted[["mode", "format", "tokens", "rank", "step", "change_bytes", "predicted_bytes", "rest_bytes"]])
+
+
+def record_growth(options: argparse.Namespace) -> None:
+    """Workspaces that grow: FlashInfer's class keeps the old ones, this package's transport gives them back."""
+    exchange = next(sweeps_of(options.fabric, options.ranks, options.gpus)[0].points()).exchange
+    with Ranks(exchange.layout, fabric=options.fabric) as ranks:
+        grown = ranks.run(waste.grow, exchange, (256, 1024, 4096), timeout_s=120)
+    table = pd.DataFrame([{"rank": rank} | asdict(growth) for rank, growth in enumerate(grown)])
+    table.attrs = {"mnnvl_lab": records.provenance(fabric=options.fabric)}
+    records.save_aside(table, options.out, kind="growth")
+    print(table.to_string())
+
+
+def record_stragglers(options: argparse.Namespace) -> None:
+    """One rank enters late by known delays; rows go evenly, or mostly to one rank."""
+    base = replace(
+        sweeps_of(options.fabric, options.ranks, options.gpus)[0],
+        modes=MODES[:2],
+        tokens=(128, 1024),
+        clocks=("eager",),
+        routings=(Uniform(), HotRank(share=0.9, rank=0)),
+        sampling=Sampling(warmup=3, min_samples=30, max_samples=60, budget_s=0.2),
+    )
+    with Ranks(base.layouts[0], fabric=options.fabric) as ranks:
+        for delay_us in (0.0, 100.0, 300.0, 1000.0, 3000.0):
+            delay = Delay(ep_rank=1, delay_us=delay_us)
+            run(replace(base, delay=delay), ranks=ranks, out=options.out, resume=True)
+
+
+def main(def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.record", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    recorders = (record_sweeps, record_conformance, record_wrong_group)
+    recorders = (
+        record_sweeps,
+        record_conformance,
+        record_wrong_group,
+        record_links,
+        record_memory,
+        record_growth,
+        record_stragglers,
+    )
     for name, function in ((function.__name__.removeprefix("record_"), function) for function in recorders):
         command = commands.add_parser(name, help=function.__doc__)
         command.set_defaults(function=function)

@@ -4,6 +4,7 @@ One row is one sample: one rank, one phase, one iteration of one point. Statisti
 stored in their place.
 """
 
+from mnnvl_lab.records.asides import load_aside, save_aside
 from mnnvl_lab.records.columns import COLUMNS, POINT_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Column, require_column
 from mnnvl_lab.records.compare import compare, is_different
 from mnnvl_lab.records.files import Appender, done_points, load, point_key, save
@@ -24,12 +25,14 @@ __all__ = [
     "is_different",
     "join",
     "load",
+    "load_aside",
     "new_table",
     "point_key",
     "provenance",
     "provenance_of",
     "require_column",
     "save",
+    "save_aside",
     "slowest_rank",
     "summary",
 ]
