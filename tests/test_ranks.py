@@ -1,9 +1,11 @@
 """Ranks on `host`: what comes back, what happens when a rank fails, and groups against the layout's arithmetic."""
 
+import json
 import os
 import stat
 
 import numpy as np
+import psutil
 import pytest
 
 from mnnvl_lab.errors import RankError, RankTimeout, Refused
@@ -149,6 +151,22 @@ def test_segments_lie_in_a_private_directory(ranks):
     paths = ranks.run(on.share)
     assert len({path.parent for path in paths}) == 1
     assert stat.S_IMODE(paths[0].parent.stat().st_mode) == 0o700
+
+
+def test_messages_are_encrypted_and_signed_and_stay_on_loopback(ranks):
+    """Read where ipyparallel itself reads what to connect to."""
+    run_dir = ranks._cluster.run_dir
+    [engine_side, client_side] = sorted((run_dir / "security").glob("*.json"), reverse=True)
+    assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
+    for path in (engine_side, client_side):
+        connection = json.loads(path.read_text())
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert connection["interface"] == "tcp://127.0.0.1"
+        assert len(connection["key"]) == 64
+        assert connection["curve_serverkey"]
+    for pid in [*ranks.run(on.pid), ranks._cluster._cluster.controller.pid]:
+        listening = [c for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {c.laddr.ip for c in listening} <= {"127.0.0.1"}
 
 
 def test_no_such_launcher_or_fabric():

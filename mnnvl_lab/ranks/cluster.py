@@ -72,7 +72,7 @@ class Cluster:
         self.run_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-"))
         self.segment_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-", dir=_memory_dir()))
         self._warden = Warden(self.run_dir, self.segment_dir)
-        _write_key(self.run_dir)
+        _secure(self.run_dir)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mnnvl_lab-cluster", daemon=True).start()
         self._cluster = _ipyparallel_cluster(launcher, self.run_dir, options)
@@ -142,9 +142,7 @@ class Cluster:
             self._client.close(linger=0)
             self._client = None
         end([*self._engines.processes(), *self._controller_processes()])
-        with suppress(
-            Exception
-        ):  # what runs here has ended; a launcher that cannot reach the rest must not hold this up
+        with suppress(Exception):  # a launcher that cannot reach other machines must not keep this one from going on
             self._engines.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         for directory in (self.run_dir, self.segment_dir):
@@ -203,9 +201,11 @@ def _process(engine: int, identity: Identity) -> Process:
     return Process(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
 
 
-def _write_key(run_dir: Path) -> None:
+def _secure(run_dir: Path) -> None:
     """Have messages signed as well as encrypted; in a file, since others can read command lines."""
-    (run_dir / "ipcontroller_config.py").write_text(f"c.Session.key = {secrets.token_hex(32).encode()!r}\n")
+    key = secrets.token_hex(32).encode()
+    settings = f"c.Session.key = {key!r}\nc.IPController.enable_curve = True\n"
+    (run_dir / "ipcontroller_config.py").write_text(settings)
 
 
 def _ipyparallel_cluster(launcher: Launcher, run_dir: Path, options: dict[str, Any]):

@@ -28,5 +28,5 @@ def tail(log: str | Path) -> str:
     """The end of a log, without the engine's own chatter."""
     if isinstance(log, Path):
         log = log.read_text(errors="replace") if log.exists() else ""
-    lines = [line for line in log.splitlines() if "[IPEngine" not in line]
+    lines = [line for line in log.splitlines() if "[IPEngine" not in line and "[KernelNanny" not in line]
     return "\n".join(lines[-REPORT_LINES:])

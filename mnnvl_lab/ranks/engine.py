@@ -78,10 +78,15 @@ class Engine:
             self._stack_file = open(run_dir / f"stack-{os.getpid()}", "w")  # noqa: SIM115 - lives as long as the process
             faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
 
-    def host_store(self, address: str) -> tuple[str, int]:
-        """The TCPStore through which groups find each other: a port that the system chose, on one address only."""
+    def host_store(self, address: str | None) -> tuple[str, int]:
+        """The TCPStore through which groups find each other: a port that the system chose, on one address only.
+
+        Args:
+            address: of this machine; None for the one that its name stands for.
+        """
         import torch.distributed as dist
 
+        address = address or socket.gethostbyname(socket.gethostname())
         if self._store is None:
             listener = socket.create_server((address, 0))
             port = listener.getsockname()[1]

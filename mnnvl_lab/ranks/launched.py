@@ -61,8 +61,13 @@ def _end_in(engine_set: Any, pid: int) -> End | None:
     stopped = engine_set.stop_data or {}
     for name, stop in stopped.get("engines", {}).items():
         if stop["pid"] == pid:
-            return End(cause=exit_words(stop["exit_code"]), report=tail(engine_set.outputs.get(name, "")))
+            return End(cause=_cause(stop["exit_code"]), report=tail(engine_set.outputs.get(name, "")))
     if engine_set.state == "after" and "engines" not in stopped:
         cause = f"its launcher ended with {exit_words(stopped['exit_code'])}"
         return End(cause=cause, report=tail(engine_set.get_output()))
     return None
+
+
+def _cause(exit_code: int | None) -> str:
+    """ipyparallel's SSH launcher waits for a process that is not its child, and says -1 whatever its exit code was."""
+    return "its process ended (how, its launcher does not tell)" if exit_code == -1 else exit_words(exit_code)

@@ -36,9 +36,8 @@ class Launcher:
 
     @property
     def controller_args(self) -> list[str]:
-        """One process, encrypted sockets, no history, and a quick heartbeat: registration waits for the first."""
+        """One process, no history, and a quick heartbeat: registration waits for the first."""
         return [
-            "--IPController.enable_curve=True",
             "--IPController.use_threads=True",
             "--IPController.broadcast_scheduler_depth=0",
             "--IPController.db_class=NoDB",
@@ -67,11 +66,11 @@ def require_launcher(name: str) -> Launcher:
     return LAUNCHERS[name]
 
 
-def host_environment() -> dict[str, str]:
-    """One thread a rank, since ranks outnumber cores, and sockets of Gloo and NCCL on the loopback interface."""
-    loopback = _loopback_interface()
+def common_environment(launcher: Launcher) -> dict[str, str]:
+    """One thread a rank, since ranks outnumber cores; sockets of Gloo and NCCL on loopback where ranks are all here."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return threads | {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    interfaces = () if launcher.remote else ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return threads | dict.fromkeys(interfaces, _loopback_interface())
 
 
 def _loopback_interface() -> str:

@@ -44,12 +44,12 @@ class Nursery:
         if self._process is None:
             with self._log(0).open("w") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "mnnvl_lab.ranks.nursery"],
+                    [sys.executable, "-c", "from mnnvl_lab.ranks.nursery import main; main()"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
-                    env=os.environ | env,
+                    env=os.environ | env | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     start_new_session=True,
                 )
             self._forked = threading.Semaphore(0)
@@ -159,7 +159,3 @@ def _report_ends() -> None:
 
 def _tell(**news: int) -> None:
     print(json.dumps(news), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mnnvl_lab.errors import Hang, RankDied, Refused
+from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
-from mnnvl_lab.postmortem.examine import examine
-from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S, Stall
-from mnnvl_lab.ranks.call import Outcome, gather, raise_failures
-from mnnvl_lab.ranks.cluster import Cluster, Process
+from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
+from mnnvl_lab.ranks.cluster import Cluster
+from mnnvl_lab.ranks.crew import Crew
 from mnnvl_lab.ranks.gpus import count_visible_gpus
-from mnnvl_lab.ranks.launchers import LOOPBACK, host_environment, require_launcher
-from mnnvl_lab.ranks.mark import read_mark
+from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment, require_launcher
 from mnnvl_lab.ranks.mps import GpuSharing
 from mnnvl_lab.ranks.placement import Placement, place
 from mnnvl_lab.ranks.rank import Seat
-from mnnvl_lab.ranks.stacks import read_stacks
 
 Environment = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 
@@ -42,7 +38,6 @@ class Ranks:
 
     Attributes:
         layout, fabric: what the ranks are now.
-        output: what each rank printed in the last call; `errors` what it wrote to stderr.
 
     Raises:
         Refused: the fabric cannot carry the layout. RankDied, RankTimeout: a process did not come up.
@@ -59,17 +54,14 @@ class Ranks:
         launcher_options: Mapping[str, Any] | None = None,
     ):
         self.layout, self.fabric, self._placement = layout, fabric, Placement()
-        self.output: list[str] = []
-        self.errors: list[str] = []
         self._env, self._start_timeout_s = env or {}, start_timeout_s
-        self._processes: dict[int, Process] = {}
-        self._dead: set[int] = set()
         self._round = 0
         self._cluster = Cluster(
             launcher=require_launcher(launcher),
             options=dict(launcher_options or {}),
             start_timeout_s=start_timeout_s,
         )
+        self._crew = Crew(self._cluster)
         self._sharing = GpuSharing(self._cluster.guard)
         self._closer = weakref.finalize(self, _close, self._cluster, self._sharing)  # also at the interpreter's exit
         try:
@@ -85,11 +77,23 @@ class Ranks:
         self.close()
 
     def __repr__(self):
-        return f"Ranks({self.layout.arithmetic} = {self.size}, {self.fabric}, dead: {sorted(self._dead) or 'none'})"
+        return (
+            f"Ranks({self.layout.arithmetic} = {self.size}, {self.fabric}, dead: {sorted(self._crew.dead) or 'none'})"
+        )
 
     @property
     def size(self) -> int:
         return self.layout.world_size
+
+    @property
+    def output(self) -> list[str]:
+        """What each rank printed in the last call."""
+        return self._crew.output
+
+    @property
+    def errors(self) -> list[str]:
+        """What each rank wrote to stderr in the last call."""
+        return self._crew.errors
 
     def run(
         self,
@@ -114,11 +118,13 @@ class Ranks:
             that all ranks raise alike is re-raised as it is. Refused: `fn` cannot be found by its name.
         """
         _require_importable(fn)
-        if only is None and self._dead:
+        if only is None and self._crew.dead:
             self.renew()
         ranks = sorted(range(self.size) if only is None else only)
         calls = dict.fromkeys(ranks, ("run", fn, args, kwargs))
-        return self._ask(calls, phase=fn.__name__, timeout_s=timeout_s, round_limit_s=round_limit_s)
+        return self._crew.ask(
+            calls, layout=self.layout, phase=fn.__name__, timeout_s=timeout_s, round_limit_s=round_limit_s
+        )
 
     def use(self, layout: Layout) -> None:
         """Take another layout on the same processes. More ranks start more; spare ones stay idle.
@@ -139,7 +145,15 @@ class Ranks:
 
     def kill(self, rank: int) -> None:
         """Kill one rank's process."""
-        self._kill([rank])
+        self._crew.kill([rank])
+
+    def stacks(self) -> list[str]:
+        """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines."""
+        return self._crew.stacks(range(self.size))
+
+    def examine(self) -> Verdict:
+        """What each rank is doing and whom it waits for, read from outside; also while a call hangs."""
+        return self._crew.examine(self.layout)
 
     def close(self) -> None:
         """End every process, remove every file. Idempotent."""
@@ -148,26 +162,41 @@ class Ranks:
     def _bring_up(self) -> None:
         """Fill every place of the layout with a living process and let all meet."""
         if self.fabric == "shared_gpu" and not self._sharing.suits(self._placement.ranks_per_gpu):
-            self._kill(self._processes)
+            self._crew.kill(self._crew.processes)
             self._sharing.change(self._placement.ranks_per_gpu)
-        self._dead |= {rank for rank, process in self._processes.items() if not self._cluster.alive(process)}
-        vacant = sorted(self._dead | set(range(len(self._processes), self.size)))
+        vacant = self._crew.vacant(self.size)
         if vacant:
-            started = self._cluster.start(len(vacant), env=self._common_env())
-            self._processes |= dict(zip(vacant, started, strict=True))
-            self._dead.clear()
+            self._crew.fill(vacant, self._cluster.start(len(vacant), env=self._common_env()))
             self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, self._own_env(rank)) for rank in vacant})
         self._join()
 
     def _join(self) -> None:
         self._round += 1
-        idle = range(self.size, len(self._processes))
+        idle = range(self.size, len(self._crew.processes))
         self._ask(dict.fromkeys(idle, ("leave",)))
-        [store] = self._ask({0: ("host_store", LOOPBACK)})
+        [store] = self._ask({0: ("host_store", self._store_address())})
         self._ask({rank: ("join", self._seat(rank, store)) for rank in range(self.size)})
 
+    def _ask(self, calls: Mapping[int, tuple]) -> list:
+        return self._crew.ask(calls, layout=self.layout, phase="start", timeout_s=self._start_timeout_s)
+
+    def _store_address(self) -> str | None:
+        """Loopback where all ranks are on this machine; else whatever rank 0's machine calls itself."""
+        processes = [self._crew.processes[rank] for rank in range(self.size)]
+        hosts = sorted({process.host for process in processes})
+        if self.fabric == "host" and len(hosts) > 1:
+            raise Refused(
+                f"fabric host with ranks on {', '.join(hosts)}: they share memory, so they must be on one machine; "
+                "give the launcher one host, or use a GPU fabric"
+            )
+        return LOOPBACK if all(process.here for process in processes) else None
+
     def _common_env(self) -> dict[str, str]:
-        return host_environment() | self._sharing.env | dict({} if callable(self._env) else self._env)
+        return (
+            common_environment(self._cluster.launcher)
+            | self._sharing.env
+            | dict({} if callable(self._env) else self._env)
+        )
 
     def _own_env(self, rank: int) -> dict[str, str]:
         return dict(self._env(rank)) if callable(self._env) else {}
@@ -182,105 +211,6 @@ class Ranks:
             round=self._round,
             segment_dir=self._cluster.segment_dir,
         )
-
-    def _ask(
-        self,
-        calls: Mapping[int, tuple],
-        *,
-        phase: str = "start",
-        timeout_s: float | None = None,
-        round_limit_s: float = math.inf,
-    ) -> list:
-        """Let each rank call a method of its `Engine`; answers in rank order, or an error that names the culprit."""
-        futures = {rank: self._cluster.submit(self._processes[rank], *call) for rank, call in calls.items()}
-        limit_s = self._start_timeout_s if timeout_s is None else timeout_s
-        try:
-            outcome = gather(
-                self._cluster, futures, self._processes, timeout_s=limit_s, stall=self._stall(round_limit_s)
-            )
-        except BaseException:  # interrupted: whatever they are doing, nobody waits for it any more
-            self._kill([rank for rank, future in futures.items() if not future.done()])
-            raise
-        self._read_output(futures)
-        self._raise_dead(outcome, phase)
-        self._raise_silent(outcome, phase, limit_s)
-        raise_failures(outcome, phase=phase)
-        self._cluster.forget(futures.values())
-        return [outcome.values[rank] for rank in sorted(outcome.values)]
-
-    def _read_output(self, futures: Mapping[int, Any]) -> None:
-        for future in futures.values():
-            if future.done():
-                future.wait_for_output(1)
-        self.output = [futures[rank].stdout if rank in futures else "" for rank in range(self.size)]
-        self.errors = [futures[rank].stderr if rank in futures else "" for rank in range(self.size)]
-
-    def _raise_dead(self, outcome: Outcome, phase: str) -> None:
-        if not outcome.dead:
-            return
-        self._dead |= set(outcome.dead)
-        self._kill(range(self.size) if self._cluster.launcher.together else outcome.silent)
-        rank = outcome.dead[0]
-        end = self._cluster.end_of(self._processes[rank])
-        others = [f"\n  also rank {other} died" for other in outcome.dead[1:]]
-        others += [f"\n  rank {other} waited for it and was killed" for other in outcome.silent]
-        raise RankDied(rank=rank, phase=self._phase(rank, phase), cause=end.cause + "".join(others), report=end.report)
-
-    def _raise_silent(self, outcome: Outcome, phase: str, limit_s: float) -> None:
-        if not outcome.silent or outcome.failures:
-            self._kill(outcome.silent)
-            return
-        words = ", ".join(f"{silent} (in {self._phase(silent, phase)})" for silent in outcome.silent)
-        verdict = outcome.hang or self.examine(done=outcome.values, limit_s=limit_s)
-        self._kill(outcome.silent)
-        rank = verdict.absent[0] if verdict.absent else outcome.silent[0]
-        raise Hang(
-            rank=rank,
-            phase=self._phase(rank, phase),
-            cause=f"no answer within {verdict.limit_s:g} s from ranks {words}; they were killed\n{verdict.headline}",
-            verdict=verdict,
-            report=f"{verdict}\n\n{verdict.stacks()}",
-        )
-
-    def _phase(self, rank: int, phase: str) -> str:
-        """What the rank said that it was doing, or else the name of the call."""
-        return read_mark(self._cluster.run_dir, self._processes[rank].pid) or phase
-
-    def _kill(self, ranks: Iterable[int]) -> None:
-        self._cluster.kill([self._processes[rank] for rank in ranks])
-        self._dead |= set(ranks)
-
-    def examine(self, *, done: Collection[int] = (), limit_s: float = 0) -> Verdict:
-        """What each rank is doing and whom it waits for, read from outside; also while a call hangs.
-
-        Args:
-            done: ranks known to have answered.
-            limit_s: how long was waited, for the report.
-        """
-        ranks = range(self.size)
-        return examine(
-            self._cluster.run_dir,
-            {rank: self._processes[rank].pid for rank in ranks},
-            layout=self.layout,
-            phases={rank: self._phase(rank, "") for rank in ranks},
-            stacks=dict(zip(ranks, self.stacks(), strict=True)),
-            done=done,
-            dead=self._dead,
-            limit_s=limit_s,
-        )
-
-    def _stall(self, limit_s: float) -> Callable[[Outcome], Verdict | None]:
-        """Notices a round that hangs in the call that begins now."""
-        stall = Stall(
-            phases=lambda: {rank: self._phase(rank, "") for rank in range(self.size)},
-            examine=lambda done: self.examine(done=done, limit_s=limit_s),
-            limit_s=limit_s,
-        )
-        return lambda outcome: stall(outcome.values)
-
-    def stacks(self) -> list[str]:
-        """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines."""
-        return read_stacks(self._cluster.run_dir, [self._processes[rank] for rank in range(self.size)])
 
 
 def _close(cluster: Cluster, sharing: GpuSharing) -> None:

@@ -23,7 +23,7 @@ class Warden:
     """The notebook's end: says what to clean up. The pipe closes with this process, however it ends."""
 
     def __init__(self, *directories: Path):
-        command = [sys.executable, "-I", __file__]
+        command = [sys.executable, "-P", __file__]  # by path: importing the package would take longer than its work
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
         self._told = set()
         self.watch((), *directories)
@@ -36,13 +36,15 @@ class Warden:
             self._say(f"process {process.pid} {process.create_time()!r}")
 
     def dismiss(self) -> None:
-        with suppress(BrokenPipeError, ValueError):
+        if not self._process.stdin.closed:
             self._say("done")
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait(10)
 
     def _say(self, words: str) -> None:
-        print(words, file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it was killed: then only a kill of this process too would leave something
+            print(words, file=self._process.stdin, flush=True)
 
 
 def end(processes: Iterable[psutil.Process]) -> None:

@@ -1,0 +1,151 @@
+"""Who sits in which place: asks the ranks, watches them, kills those that will not answer, and says what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from mnnvl_lab.errors import Hang, RankDied
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.postmortem import Verdict
+from mnnvl_lab.postmortem.examine import examine
+from mnnvl_lab.postmortem.stall import Stall
+from mnnvl_lab.ranks.call import Outcome, gather, raise_failures
+from mnnvl_lab.ranks.cluster import Cluster, Process
+from mnnvl_lab.ranks.mark import read_mark
+from mnnvl_lab.ranks.stacks import read_stacks
+
+
+class Crew:
+    """The processes of a cluster by rank.
+
+    Attributes:
+        processes: by rank; those beyond the layout's size are idle.
+        dead: ranks whose process is known to have ended.
+        output, errors: what each rank wrote in the last call.
+    """
+
+    def __init__(self, cluster: Cluster):
+        self._cluster = cluster
+        self.processes: dict[int, Process] = {}
+        self.dead: set[int] = set()
+        self.output: list[str] = []
+        self.errors: list[str] = []
+
+    def vacant(self, size: int) -> list[int]:
+        """Places that have no living process: those below `size`, and any that had one."""
+        self.dead |= {rank for rank, process in self.processes.items() if not self._cluster.alive(process)}
+        return sorted(self.dead | set(range(len(self.processes), size)))
+
+    def fill(self, ranks: list[int], processes: list[Process]) -> None:
+        self.processes |= dict(zip(ranks, processes, strict=True))
+        self.dead -= set(ranks)
+
+    def ask(
+        self,
+        calls: Mapping[int, tuple],
+        *,
+        layout: Layout,
+        phase: str,
+        timeout_s: float,
+        round_limit_s: float = math.inf,
+    ) -> list:
+        """Let each rank call a method of its `Engine` and return the answers in rank order.
+
+        Args:
+            calls: by rank, the method's name and arguments.
+            layout: what the ranks are, to explain who waits for whom.
+            phase: what to say that a rank was doing that did not say so itself.
+            timeout_s, round_limit_s: as in `Ranks.run`.
+
+        Raises:
+            RankDied, Hang, RankError: as in `Ranks.run`.
+        """
+        futures = {rank: self._cluster.submit(self.processes[rank], *call) for rank, call in calls.items()}
+        stall = self._stall(layout, round_limit_s)
+        try:
+            outcome = gather(self._cluster, futures, self.processes, timeout_s=timeout_s, stall=stall)
+        except BaseException:  # interrupted: whatever they are doing, nobody waits for it any more
+            self.kill([rank for rank, future in futures.items() if not future.done()])
+            raise
+        self._read_output(futures, layout.world_size)
+        self._raise_dead(outcome, phase)
+        self._raise_silent(outcome, phase, layout, timeout_s)
+        raise_failures(outcome, phase=phase)
+        self._cluster.forget(futures.values())
+        return [outcome.values[rank] for rank in sorted(outcome.values)]
+
+    def _read_output(self, futures: Mapping[int, Any], size: int) -> None:
+        for future in futures.values():
+            if future.done():
+                future.wait_for_output(1)
+        self.output = [futures[rank].stdout if rank in futures else "" for rank in range(size)]
+        self.errors = [futures[rank].stderr if rank in futures else "" for rank in range(size)]
+
+    def _raise_dead(self, outcome: Outcome, phase: str) -> None:
+        if not outcome.dead:
+            return
+        self.dead |= set(outcome.dead)
+        self.kill(self.processes if self._cluster.launcher.together else outcome.silent)
+        rank = outcome.dead[0]
+        end = self._cluster.end_of(self.processes[rank])
+        others = [f"\n  also rank {other} died" for other in outcome.dead[1:]]
+        others += [f"\n  rank {other} waited for it and was killed" for other in outcome.silent]
+        raise RankDied(rank=rank, phase=self._phase(rank, phase), cause=end.cause + "".join(others), report=end.report)
+
+    def _raise_silent(self, outcome: Outcome, phase: str, layout: Layout, limit_s: float) -> None:
+        if not outcome.silent or outcome.failures:
+            self.kill(outcome.silent)
+            return
+        words = ", ".join(f"{silent} (in {self._phase(silent, phase)})" for silent in outcome.silent)
+        verdict = outcome.hang or self.examine(layout, done=outcome.values, limit_s=limit_s)
+        self.kill(outcome.silent)
+        rank = verdict.absent[0] if verdict.absent else outcome.silent[0]
+        raise Hang(
+            rank=rank,
+            phase=self._phase(rank, phase),
+            cause=f"no answer within {verdict.limit_s:g} s from ranks {words}; they were killed\n{verdict.headline}",
+            verdict=verdict,
+            report=verdict.details,
+        )
+
+    def _phase(self, rank: int, phase: str) -> str:
+        """What the rank said that it was doing, or else the name of the call."""
+        return read_mark(self._cluster.run_dir, self.processes[rank].pid) or phase
+
+    def kill(self, ranks: Iterable[int]) -> None:
+        self._cluster.kill([self.processes[rank] for rank in ranks])
+        self.dead |= set(ranks)
+
+    def examine(self, layout: Layout, *, done: Collection[int] = (), limit_s: float = 0) -> Verdict:
+        """What each rank is doing and whom it waits for, read from outside; also while a call hangs.
+
+        Args:
+            done: ranks known to have answered.
+            limit_s: how long was waited, for the report.
+        """
+        ranks = range(layout.world_size)
+        return examine(
+            self._cluster.run_dir,
+            {rank: self.processes[rank].pid for rank in ranks},
+            layout=layout,
+            phases={rank: self._phase(rank, "") for rank in ranks},
+            stacks=dict(zip(ranks, self.stacks(ranks), strict=True)),
+            done=done,
+            dead=self.dead,
+            limit_s=limit_s,
+        )
+
+    def _stall(self, layout: Layout, limit_s: float) -> Callable[[Outcome], Verdict | None]:
+        """Notices a round that hangs in the call that begins now."""
+        stall = Stall(
+            phases=lambda: {rank: self._phase(rank, "") for rank in range(layout.world_size)},
+            examine=lambda done: self.examine(layout, done=done, limit_s=limit_s),
+            limit_s=limit_s,
+        )
+        return lambda outcome: stall(outcome.values)
+
+    def stacks(self, ranks: Iterable[int]) -> list[str]:
+        """The stacks of these ranks."""
+        return read_stacks(self._cluster.run_dir, [self.processes[rank] for rank in ranks])
