@@ -65,6 +65,7 @@ def test_a_refusal_counts_as_mismatch_only_if_it_names_both_sizes(words, named):
 
 
 def test_the_recorder_writes_both_layouts_and_load_gives_them_back(tmp_path, capsys):
+    assert wrong_group.recorded(tmp_path).empty
     path = tmp_path / "wrong.json"
     assert record.main(["wrong_group", "--fabric", "host", "--ranks", "2", "--out", str(path)]) == 0
     table = wrong_group.load(path)
@@ -77,6 +78,8 @@ def test_the_recorder_writes_both_layouts_and_load_gives_them_back(tmp_path, cap
     assert table.attrs["mnnvl_lab"]["topology"] == "shared memory of one machine"
     copy = wrong_group.load(wrong_group.save(table, tmp_path / "copy.json"))
     assert copy.equals(table)
+    wrong_group.save(table, tmp_path / "wrong_group_2.json")
+    assert wrong_group.recorded(tmp_path)["device"].tolist() == [table.attrs["mnnvl_lab"]["device"]] * len(table)
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 

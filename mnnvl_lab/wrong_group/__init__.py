@@ -5,8 +5,8 @@ layouts that hits, by arithmetic alone; `side_by_side` runs one and shows what t
 workspace then carries a checked round.
 """
 
-from mnnvl_lab.wrong_group.attempts import Attempt, join, load, save
+from mnnvl_lab.wrong_group.attempts import Attempt, join, load, recorded, save
 from mnnvl_lab.wrong_group.hits import affected
 from mnnvl_lab.wrong_group.trial import side_by_side
 
-__all__ = ["Attempt", "affected", "join", "load", "save", "side_by_side"]
+__all__ = ["Attempt", "affected", "join", "load", "recorded", "save", "side_by_side"]

@@ -17,6 +17,7 @@ from mnnvl_lab.errors import RecordError
 from mnnvl_lab.records.tables import ATTRIBUTE, require_provenance
 
 KIND = "mnnvl_lab.wrong_group"
+FOLDER = Path(__file__).resolve().parents[2] / "data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +110,10 @@ def load(path: str | os.PathLike) -> pd.DataFrame:
         return to_frame(attempts, document["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} is no wrong_group record ({error}); record it with tools.record") from error
+
+
+def recorded(folder: Path = FOLDER) -> pd.DataFrame:
+    """All attempts recorded in `data/wrong_group_*.json` of the checkout, each with its `device`; empty without any."""
+    tables = [load(path) for path in sorted(folder.glob("wrong_group_*.json"))]
+    named = [table.assign(device=records.provenance_of(table)["device"]) for table in tables]
+    return join(named) if named else pd.DataFrame(columns=[*COLUMNS, "p50_us", "device"])

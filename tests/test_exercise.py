@@ -1,0 +1,36 @@
+"""Guesses, right and wrong; what is shown does not give the answer away."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mnnvl_lab.exercise import check
+
+
+@pytest.mark.parametrize(
+    ("guess", "answer"),
+    [
+        ((0, 2), np.array([0, 2])),
+        ([0, 2], (0, 2)),
+        ({2, 0}, frozenset({0, 2})),
+        ([[0, 1], [2, 3]], ((0, 1), (2, 3))),
+        ([4, 4], pd.Series([4, 4])),
+        (8, np.int64(8)),
+        ({"tp": [1]}, {"tp": (1,)}),
+    ],
+)
+def test_right_whatever_holds_the_numbers(guess, answer):
+    assert check(guess, answer).right
+
+
+@pytest.mark.parametrize(("guess", "answer"), [([2, 0], (0, 2)), (4, 8), ([0], 0), (None, 0), ("02", (0, 2))])
+def test_wrong_guesses_do_not_pass(guess, answer):
+    assert not check(guess, answer).right
+
+
+def test_words_keep_the_answer_back_and_html_folds_it():
+    assert "7919" not in str(check(None, 7919))
+    assert "7919" not in str(check(3, 7919))
+    assert "7919" in str(check(7919, 7919))
+    assert "<details><summary>the answer</summary>7919</details>" in check(3, 7919)._repr_html_()
+    assert "<b>" not in check("<b>", 1)._repr_html_()
