@@ -144,7 +144,7 @@ def record_stragglers(options: argparse.Namespace) -> None:
             run(replace(base, delay=delay), ranks=ranks, out=options.out, resume=True)
 
 
-def main(def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.record", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     recorders = (

@@ -12,7 +12,7 @@ from typing import IO
 
 @contextmanager
 def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """A file that takes the place of `path` when the block ends well; whoever reads finds the old one or the new one."""
+    """A file that takes the place of `path` when the block ends well; a reader finds the old one or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
