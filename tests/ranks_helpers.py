@@ -152,3 +152,16 @@ def share(rank):
     path = rank.segment_dir / f"segment-{rank.index}"
     path.touch(mode=0o600)
     return path
+
+
+def sum_on_device(rank):
+    """Where the rank computes, and its index summed over the ranks by the device's own collective."""
+    total = torch.tensor([float(rank.index)], device=rank.device)
+    dist.all_reduce(total, group=rank.group("ep").device_group)
+    return str(rank.device), float(total)
+
+
+def multiply_on_device(rank):
+    """A product that shows that the rank's device computes, and what MPS lets it have."""
+    ones = torch.ones(64, 64, device=rank.device)
+    return str(rank.device), float((ones @ ones)[0, 0]), os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
