@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 
 @contextmanager
-def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """A file that takes the place of `path` when the block ends well; a reader finds the old one or the new one."""
+def replacing(path: str | os.PathLike, *, text: bool = False) -> Iterator[IO]:
+    """A file that takes the place of `path` when the block ends well: a reader finds the old one or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
-        with os.fdopen(handle, mode) as file:
+        with partial.open("x" if text else "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+        partial.unlink(missing_ok=True)

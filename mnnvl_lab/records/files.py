@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError
+from mnnvl_lab.records.atomic import replacing
 from mnnvl_lab.records.columns import POINT_COLUMNS
 from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, parts_of, provenance_of, require_provenance
 
@@ -26,19 +26,10 @@ def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:
     Raises:
         RecordError: the table has no provenance or unknown columns.
     """
-    path = Path(path)
     ready = new_table(table, provenance_of(table))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            ready.to_parquet(file, engine="pyarrow", index=False, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    with replacing(path) as file:
+        ready.to_parquet(file, engine="pyarrow", index=False, write_page_checksum=True)
+    return Path(path)
 
 
 def load(path: str | os.PathLike) -> pd.DataFrame:

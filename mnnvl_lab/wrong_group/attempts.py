@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pandas as pd
 
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError
+from mnnvl_lab.records.atomic import replacing
 from mnnvl_lab.records.tables import ATTRIBUTE, require_provenance
 
 KIND = "mnnvl_lab.wrong_group"
@@ -80,20 +79,11 @@ def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:
     """Write a table of `side_by_side` as JSON with its provenance, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = table[list(COLUMNS)].astype(object).where(table[list(COLUMNS)].notna(), None).to_dict("records")
     document = {"kind": KIND, "provenance": records.provenance_of(table), "attempts": rows}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(document, file, indent=1, allow_nan=False)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-    return path
+    with replacing(path, text=True) as file:
+        json.dump(document, file, indent=1, allow_nan=False)
+    return Path(path)
 
 
 def load(path: str | os.PathLike) -> pd.DataFrame:
