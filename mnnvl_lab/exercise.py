@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Verdict:
     """What a guess is worth; a notebook shows it, with the answer folded away.
 
@@ -32,7 +32,7 @@ class Verdict:
             return "No guess yet: put yours in place of None and run the cell again."
         return f"Right: {_shown(self.answer)}." if self.right else f"Not yet: {_shown(self.guess)} is not it."
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.words
 
     def _repr_html_(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -77,11 +78,20 @@ def strokes(values: Sequence[object]) -> dict[object, Stroke]:
     return {value: STROKES.get(value, free[value]) for value in values}
 
 
+@contextmanager
 def style():
-    """Context in which other figures look like these: `with plots.style(): ...`."""
-    from matplotlib import rc_context
+    """Context in which other figures look like these: `with plots.style(): ...`.
 
-    return rc_context(dict(RC))
+    Only its own settings are put back: a notebook's backend, which the first figure loads, sets some for good.
+    """
+    from matplotlib import rcParams
+
+    before = {name: rcParams[name] for name in RC}
+    rcParams.update(RC)
+    try:
+        yield
+    finally:
+        rcParams.update(before)
 
 
 def new_axes(ax: Axes | None, *, width: float = 7.2, height: float = 4.4) -> Axes:
