@@ -151,6 +151,7 @@ class Transport(ABC):
         return self
 
     def __exit__(self, *exc):
+        self.rank.phase = "close"
         self.close()
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:

@@ -55,9 +55,10 @@ def _batch_problems(x: Exchange, batch: Batch, ep_rank: int):
 def _routing_problems(x: Exchange, batch: Batch):
     ids, weights = batch.experts_TK, batch.weights_TK
     for name, table, dtype in (("experts_TK", ids, "int32"), ("weights_TK", weights, "float32")):
-        if table.ndim != 2 or table.shape[1] != x.top_k or str(table.dtype) != f"torch.{dtype}":
+        form = table.ndim == 2 and table.shape[1] == x.top_k and str(table.dtype) == f"torch.{dtype}"
+        if not form or not table.is_contiguous():
             yield (
-                f"{name} is {_form(table)}: it must be [tokens, top_k = {x.top_k}] of {dtype}; "
+                f"{name} is {_form(table)}: it must be contiguous [tokens, top_k = {x.top_k}] of {dtype}; "
                 "open the transport with the top_k of the router"
             )
     if ids.shape[0] != weights.shape[0]:
@@ -118,9 +119,12 @@ def _mask_problems(x: Exchange, batch: Batch, ep_rank: int):
             yield f"active_ranks {batch.active_ranks} leave out ep_rank {ep_rank}, which calls: only living ranks call"
         if any(not 0 <= r < x.ep_size for r in batch.active_ranks):
             yield f"active_ranks {batch.active_ranks}: each must lie in [0, ep_size = {x.ep_size})"
-    stats = 0 if batch.eplb_stats_E is None else batch.eplb_stats_E.numel()
-    if stats not in (0, x.eplb_stats_experts):
-        yield f"eplb_stats_E has {stats} entries but {x.eplb_stats_experts} were reserved when the transport was opened"
+    stats, reserved = batch.eplb_stats_E, x.eplb_stats_experts
+    if stats is not None and (stats.shape != (reserved,) or str(stats.dtype) != "torch.int32" or not reserved):
+        yield (
+            f"eplb_stats_E is {_form(stats)}: it must be [{reserved}] of int32, as many as were reserved; "
+            "open the transport with their number as eplb_stats_experts"
+        )
 
 
 def partials_problem(partials: torch.Tensor, rows: int, hidden: int, combine_dtype: str) -> str | None:
@@ -193,4 +197,5 @@ def agree(group: Group, mine: dict[str, object], problem: str | None) -> None:
 
 
 def _form(tensor: torch.Tensor) -> str:
-    return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+    order = "" if tensor.is_contiguous() else "non-contiguous "
+    return f"{order}{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"

@@ -59,10 +59,10 @@ class Lanes:
     def over(cls, rows: Sequence[torch.Tensor], regions: tuple[Region, Region], **rest) -> Lanes:
         """The lanes in these regions of all ranks' rows; prepare's have one channel and lack that axis."""
         fifos, connections = regions
-        entry_bytes = fifos.size_bytes // len(rows) // FIFO_DEPTH
+        lanes = (len(rows), connections.shape[1] if len(connections.shape) == 3 else 1)
         return cls(
-            fifos_R=[_slice(row, fifos).view(len(rows), -1, FIFO_DEPTH, entry_bytes) for row in rows],
-            connections_R=[_words(row, connections).reshape(len(rows), -1, connections.shape[-1]) for row in rows],
+            fifos_R=[_slice(row, fifos).view(*lanes, FIFO_DEPTH, -1) for row in rows],
+            connections_R=[_words(row, connections).reshape(*lanes, -1) for row in rows],
             **rest,
         )
 

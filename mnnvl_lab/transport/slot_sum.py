@@ -17,7 +17,7 @@ import torch
 
 from mnnvl_lab.oracle.combine import reduce_slots
 
-SCRATCH_BYTES = 3 << 18  # of float32 rows: with the rows they come from they should stay in a core's own cache
+SCRATCH_BYTES = 5 << 17  # of float32 rows: with the rows they come from they should stay in a core's own cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class RowTable:
     """
 
     def __init__(self, memory: torch.Tensor, *, row_bytes: int, grain_bytes: int):
-        windows = (memory.numel() - row_bytes) // grain_bytes + 1
+        windows = max(0, (memory.numel() - row_bytes) // grain_bytes + 1)
         self.grain_bytes = grain_bytes
         self.rows = memory.as_strided((windows, row_bytes), (grain_bytes, 1))
 
@@ -113,7 +113,7 @@ class SlotSum:
         place_T, done = np.empty(tokens, np.int64), 0
         for steps, rows, members in groups(filled_TK):
             place_T[members] = np.arange(done, done + len(members))
-            index_TN = offsets_TK[members][filled_TK[members]].reshape(-1, rows) // table.grain_bytes
+            index_TN = offsets_TK[members][filled_TK[members]].reshape(len(members), rows) // table.grain_bytes
             self._add(table, index_TN, steps, self._sorted[done : done + len(members)])
             done += len(members)
         return self._sorted.index_select(0, torch.from_numpy(place_T))
@@ -126,21 +126,22 @@ class SlotSum:
         if not rows:
             out.zero_()
             return
-        step = self._capacity // rows
-        for begin in range(0, len(index_TN), step):
-            index_NT = np.ascontiguousarray(index_TN[begin : begin + step].T)
-            slots = self._load(table, index_NT).unbind(0)
+        step, scratch = self._capacity // rows, None
+        for index, sums in zip(torch.from_numpy(index_TN).split(step), out.split(step), strict=True):
+            if scratch is None or len(index) < step:
+                scratch = self._scratch(index.numel(), rows)
+            raw_bytes, raw, loaded, slots = scratch
+            torch.index_select(table.rows, 0, index.view(-1), out=raw_bytes)
+            if loaded is not raw:
+                loaded.copy_(raw)
             for into, addend in steps:
                 slots[into].add_(slots[addend])
             if rows < self.top_k:
                 slots[0].add_(0.0)
-            out[begin : begin + step].copy_(slots[0])
+            sums.copy_(slots[0])
 
-    def _load(self, table: RowTable, index_NT: np.ndarray) -> torch.Tensor:
-        """The rows as float32 `[N, t, H]`."""
-        count = index_NT.size
+    def _scratch(self, count: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Room for `count` rows: their bytes, the same as they come, in float32, and that by slot, `[t, H]` each."""
         raw = self._raw[:count]
-        torch.index_select(table.rows, 0, torch.from_numpy(index_NT.ravel()), out=raw.view(torch.uint8))
-        if self._rows is not self._raw:
-            self._rows[:count].copy_(raw)
-        return self._rows[:count].view(*index_NT.shape, self.hidden)
+        loaded = raw if self._rows is self._raw else self._rows[:count]
+        return raw.view(torch.uint8), raw, loaded, loaded.view(-1, rows, self.hidden).unbind(1)

@@ -1,0 +1,295 @@
+"""What the transport tests run on ranks: batches out of the oracle's payloads, rounds compared with the oracle.
+
+Tensors live on the rank's device, so the same functions serve every fabric.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mnnvl_lab.errors import LabError, RankTimeout
+from mnnvl_lab.oracle import Oracle, partial_gain, payload
+from mnnvl_lab.transport import open_transport
+from mnnvl_lab.transport.exchange import Batch
+
+UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
+
+
+def oracle_of(exchange, load, active_ranks=None):
+    names = ("experts", "top_k", "hidden", "ep_size", "combine_dtype", "low_precision_combine")
+    return Oracle(load=load, active_ranks=active_ranks, **{name: getattr(exchange, name) for name in names})
+
+
+def part_of(exchange, load, index, source, tokens, device="cpu"):
+    """The payload tensor `index` of these tokens of `source`."""
+    part = exchange.payload_parts[index]
+    dtype, where = getattr(torch, part.dtype), {"seed": load.seed, "rank": source, "tokens": tokens}
+    if dtype.is_floating_point and dtype.itemsize > 1 and index == 0:
+        return torch.from_numpy(payload.rows(**where, hidden=exchange.hidden)).to(dtype).to(device)
+    raw = torch.from_numpy(payload.raw_bytes(**where, row_bytes=part.row_bytes, part=index))
+    return (raw.view(dtype) if raw.numel() else torch.empty(0, part.width, dtype=dtype)).to(device)
+
+
+def batch_of(rank, exchange, load, **more):
+    """What this rank sends."""
+    ep_rank, R = rank.group("ep").rank, exchange.ep_size
+    tokens = np.arange(load.tokens_R(R)[ep_rank])
+    chosen = load.experts_TK(ep_rank, experts=exchange.experts, top_k=exchange.top_k, ep_size=R)
+    parts = range(len(exchange.payload_parts))
+    return Batch(
+        payloads=tuple(part_of(exchange, load, index, ep_rank, tokens, rank.device) for index in parts),
+        experts_TK=torch.from_numpy(chosen).to(rank.device),
+        weights_TK=torch.from_numpy(load.weights_TK(ep_rank, top_k=exchange.top_k)).to(rank.device),
+        runtime_max_tokens=max(1, load.max_tokens),
+        **more,
+    )
+
+
+def tokens_in(rows, source):
+    """Tokens by the rows' headers, all of which must name `source`."""
+    numeric = rows if rows.dtype in (torch.bfloat16, torch.float16, torch.float32) else rows.view(torch.uint8)
+    names = [payload.identify(row) for row in numeric[:, : payload.HEADER_WIDTH].float().cpu().numpy()]
+    assert all(rank == source for rank, _ in names), names
+    return np.array([token for _, token in names], dtype=int)
+
+
+def same_bits(got, expected):
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[got.element_size()]
+    got, expected = got.cpu().contiguous(), expected.cpu().contiguous()
+    return (
+        got.shape == expected.shape
+        and got.dtype == expected.dtype
+        and bool((got.view(bits) == expected.view(bits)).all())
+    )
+
+
+def check_received(rank, exchange, load, received, oracle):
+    """Each source's rows are those that are due, each with its own content. Returns their tokens by source."""
+    me, everything = rank.group("ep").rank, exchange.mode == "allgather_reducescatter"
+    tokens_R = []
+    for source, due in oracle.received(me).items():
+        due = np.arange(load.tokens_R(exchange.ep_size)[source]) if everything else due
+        block = received.block(source)
+        tokens = tokens_in(received.payloads[0][block], source)
+        assert sorted(tokens) == list(due), (source, tokens, due)
+        for index, got in enumerate(received.payloads):
+            assert same_bits(got[block], part_of(exchange, load, index, source, tokens)), f"payload {index} of {source}"
+        tokens_R.append(tokens)
+    return tokens_R
+
+
+def partials_of(rank, exchange, load, transport, received, tokens_R):
+    """What this rank's experts make of the rows, by the ids and weights that came with them."""
+    partials, me = transport.partials_buffer(received), rank.group("ep").rank
+    for source, tokens in enumerate(tokens_R):
+        block = received.block(source)
+        ids, weights = received.experts[block].cpu().numpy(), received.weights[block].cpu().numpy()
+        foreign = ids == exchange.experts  # what two-sided's prepare writes over choices of other ranks' experts
+        ids, weights = np.where(foreign, 0, ids), np.where(foreign, np.float32(0), weights)
+        gain = partial_gain(ids, weights, ep_rank=me, experts=exchange.experts, ep_size=exchange.ep_size)
+        rows = payload.rows(seed=load.seed, rank=source, tokens=tokens, hidden=exchange.hidden)
+        partials[block] = torch.from_numpy(rows * gain[:, None]).to(partials.dtype).to(partials.device)
+    return partials
+
+
+def check_combined(rank, exchange, combined, oracle):
+    """To the last bit for one-sided and wherever the order of additions cannot matter, else within rounding."""
+    me = rank.group("ep").rank
+    got, exact = combined.float().cpu().numpy(), oracle.combined(me)
+    assert got.shape == exact.shape
+    assert (
+        combined.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[exchange.combine_dtype]
+    )
+    same = (got.view(np.int32) == exact.view(np.int32)).all(axis=1)
+    if exchange.mode == "one_sided":
+        assert same.all()
+    elif exchange.mode != "allgather_reducescatter":
+        assert same[oracle.order_free(me)].all()
+    scale = np.zeros_like(exact)
+    for target in range(exchange.ep_size):
+        scale[oracle.sent_tokens(me, target)] += np.abs(oracle.partials(target, me))
+    bound = exchange.ep_size * UNIT_ROUNDOFF[exchange.combine_dtype] * scale
+    assert (np.abs(got - oracle.combined_float64(me)) <= bound).all()
+
+
+def one_round(rank, transport, load, *, active_ranks=None, **more):
+    """Dispatch and combine on an open transport, both compared with the oracle."""
+    exchange = transport.exchange
+    oracle = oracle_of(exchange, load, active_ranks)
+    received = transport.dispatch(batch_of(rank, exchange, load, active_ranks=active_ranks, **more))
+    tokens_R = check_received(rank, exchange, load, received, oracle)
+    combined = transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R))
+    check_combined(rank, exchange, combined, oracle)
+    return received
+
+
+def rounds(rank, exchange, loads):
+    """Rounds one after the other on one transport."""
+    with open_transport(rank, exchange) as transport:
+        for load in loads:
+            one_round(rank, transport, load)
+    return len(loads)
+
+
+def reopened(rank, exchanges, load, *, keep):
+    """Transports one after the other; tells which of them began with the workspace of the one before."""
+    from mnnvl_lab.transport.keeping import keep_workspaces, release_workspaces
+
+    if keep:
+        keep_workspaces(rank)
+    tickets = []
+    for exchange in exchanges:
+        with open_transport(rank, exchange) as transport:
+            one_round(rank, transport, load)
+            tickets.append((transport._held.ticket, transport.workspace))
+    release_workspaces(rank)
+    return tickets
+
+
+def misuse(rank, exchange, load):
+    """What the transport says to calls out of turn, and a right round after it."""
+    said = []
+    with open_transport(rank, exchange) as transport:
+        batch = batch_of(rank, exchange, load)
+        said.append(refusal(lambda: transport.combine(torch.zeros(1, exchange.hidden))))
+        received = transport.dispatch(batch)
+        said.append(refusal(lambda: transport.dispatch(batch)))
+        tokens_R = check_received(rank, exchange, load, received, oracle_of(exchange, load))
+        transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R))
+        one_round(rank, transport, load)
+        transport.close()  # and once more at the end of `with`
+    return said
+
+
+def refusal(call):
+    try:
+        call()
+    except LabError as error:
+        return f"{type(error).__name__}: {error}"
+    return "went through"
+
+
+def over_the_wrong_group(rank, exchange, load):
+    """What is said, and how many phases went through before it."""
+    passed = []
+    try:
+        with open_transport(rank, exchange) as transport:
+            passed.append("open")
+            batch = transport.admit(batch_of(rank, exchange, load))
+            transport.prepare(batch)
+            passed.append("prepare")
+            transport.dispatch(batch)
+            passed.append("dispatch")
+    except LabError as error:
+        return type(error).__name__, str(error), getattr(error, "phase", ""), passed
+    return "", "", "", passed
+
+
+def unequal_exchange(rank, exchange):
+    """Open with another hidden size on rank 1, then right."""
+    odd = replace(exchange, hidden=2 * exchange.hidden) if rank.group("ep").rank == 1 else exchange
+    said = refusal(lambda: open_transport(rank, odd))
+    open_transport(rank, exchange).close()
+    return said
+
+
+def refusals(rank, exchange, load, mutations):
+    """One rank's batch after the other made wrong; what every rank is told, with a right round after each."""
+    said = {}
+    with open_transport(rank, exchange) as transport:
+        for name, mutate in mutations.items():
+            batch = batch_of(rank, exchange, load)
+            wrong = mutate(batch) if rank.group("ep").rank == exchange.ep_size // 2 else batch
+            said[name] = refusal(lambda wrong=wrong: transport.dispatch(wrong))
+            one_round(rank, transport, load)
+    return said
+
+
+def wrong_partials(rank, exchange, load):
+    """One rank's partials in wrong forms; what every rank is told, then the right ones."""
+    said = []
+    with open_transport(rank, exchange) as transport:
+        oracle = oracle_of(exchange, load)
+        received = transport.dispatch(batch_of(rank, exchange, load))
+        tokens_R = check_received(rank, exchange, load, received, oracle)
+        right = partials_of(rank, exchange, load, transport, received, tokens_R)
+        for wrong in (right[:-1], right.float(), right.t().contiguous().t()):
+            mine = wrong if rank.group("ep").rank == 1 else right
+            said.append(refusal(lambda mine=mine: transport.combine(mine)))
+        check_combined(rank, exchange, transport.combine(right), oracle)
+    return said
+
+
+def one_stays_away(rank, exchange, load, *, absent, limit_s):
+    """All but one rank dispatch; what they say."""
+    with open_transport(rank, exchange) as transport:
+        transport.wait_limit_s = limit_s
+        admitted = transport.admit(batch_of(rank, exchange, load))
+        if rank.group("ep").rank == absent:
+            return None
+        try:
+            transport.dispatch(admitted)
+        except RankTimeout as error:
+            again = refusal(lambda: transport.dispatch(admitted))
+            return error.rank, error.phase, error.cause, again
+    return "went through"
+
+
+def without_a_rank(rank, exchange, load, *, active_ranks):
+    """Two rounds of the living; the others only open."""
+    with open_transport(rank, exchange) as transport:
+        if rank.group("ep").rank in active_ranks:
+            for seed in range(2):
+                one_round(rank, transport, replace(load, seed=seed), active_ranks=active_ranks)
+        return transport.peek_flags()["flag_val"].tolist()
+
+
+def regions_after(rank, exchange, load, rounds_done):
+    """This rank's row of the one-sided workspace after some rounds and one more dispatch, cut into its regions."""
+    with open_transport(rank, exchange) as transport:
+        for _ in range(rounds_done):
+            one_round(rank, transport, load)
+        transport.dispatch(batch_of(rank, exchange, load))
+        row = transport.workspace_row()
+        return {r.name: row[r.offset_bytes : r.end_bytes].view(r.dtype) for r in transport.workspace.regions[:8]}
+
+
+def gathered_stats(rank, exchange, load):
+    with open_transport(rank, exchange) as transport:
+        stats = torch.arange(exchange.eplb_stats_experts, dtype=torch.int32) + 100 * rank.group("ep").rank
+        return one_round(rank, transport, load, eplb_stats_E=stats).eplb_stats_RE.numpy()
+
+
+def mapped_segments(rank, exchange, load):
+    """Shared segments in this process's address space: while open, after closing, while kept, after release."""
+    from mnnvl_lab.transport.keeping import keep_workspaces, release_workspaces
+
+    counts = []
+    with open_transport(rank, exchange) as transport:
+        one_round(rank, transport, load)
+        counts.append(segments())
+    counts.append(segments())
+    keep_workspaces(rank)
+    open_transport(rank, exchange).close()
+    counts.append(segments())
+    release_workspaces(rank)
+    return [*counts, segments()]
+
+
+def segments():
+    with open("/proc/self/maps") as maps:
+        return sum("memfd:mnnvl_lab" in line for line in maps)
+
+
+def die_in_dispatch(rank, exchange, load):
+    """Rank 0 is killed between opening and dispatch; the others wait for it."""
+    import os
+    import signal
+
+    transport = open_transport(rank, exchange)
+    transport.wait_limit_s = 2.0
+    admitted = transport.admit(batch_of(rank, exchange, load))
+    if rank.index == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    transport.dispatch(admitted)
