@@ -137,6 +137,22 @@ def collectives(rank):
     )
 
 
+class WaitsForPeers:
+    """A kept object whose `close` waits on rank 1 for a dead peer."""
+
+    def __init__(self, group):
+        self.group = group
+
+    def close(self):
+        if self.group.rank == 1:
+            time.sleep(60)  # NCCL and kernels, unlike Gloo, may never notice that a peer is gone
+
+
+def keep_what_waits(rank):
+    rank.kept["waits"] = WaitsForPeers(rank.group("world"))
+    rank.group("world").barrier()
+
+
 def keep(rank, path):
     rank.kept["first"] = Kept(path / f"{rank.index}")
     rank.kept["array"] = np.arange(3)

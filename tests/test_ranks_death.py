@@ -65,6 +65,15 @@ def test_a_rank_stuck_in_c_code_shows_its_stack_and_can_be_killed(ranks):
     assert "in hold_interpreter_lock" in caught.value.report
 
 
+def test_a_rank_that_cannot_leave_its_dead_peer_is_replaced_too(ranks, monkeypatch):
+    monkeypatch.setattr("mnnvl_lab.ranks.ranks.LEAVE_LIMIT_S", 0.5)
+    pids = ranks.run(on.pid)
+    ranks.run(on.keep_what_waits)
+    ranks.kill(3)
+    ranks.renew()
+    assert [old == new for old, new in zip(pids, ranks.run(on.pid), strict=True)] == [True, False, True, False]
+
+
 def test_stacks_of_ranks_that_are_well(ranks):
     assert all("most recent call first" in stack for stack in ranks.stacks())
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import RankDied, RankTimeout, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
@@ -18,6 +19,8 @@ from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment, require_laun
 from mnnvl_lab.ranks.mps import GpuSharing
 from mnnvl_lab.ranks.placement import Placement, place
 from mnnvl_lab.ranks.rank import Seat
+
+LEAVE_LIMIT_S = 5.0
 
 Environment = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 
@@ -55,6 +58,7 @@ class Ranks:
     ):
         self.layout, self.fabric, self._placement = layout, fabric, Placement()
         self._env, self._start_timeout_s = env or {}, start_timeout_s
+        self._met: Layout | None = None  # the layout in which the processes last joined
         self._round = 0
         self._cluster = Cluster(
             launcher=require_launcher(launcher),
@@ -164,11 +168,21 @@ class Ranks:
         if self.fabric == "shared_gpu" and not self._sharing.suits(self._placement.ranks_per_gpu):
             self._crew.kill(self._crew.processes)
             self._sharing.change(self._placement.ranks_per_gpu)
-        vacant = self._crew.vacant(self.size)
-        if vacant:
+        if self._crew.vacant(self.size):
+            self._part()
+            vacant = self._crew.vacant(self.size)
             self._crew.fill(vacant, self._cluster.start(len(vacant), env=self._common_env()))
             self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, self._own_env(rank)) for rank in vacant})
         self._join()
+
+    def _part(self) -> None:
+        """Let the living leave their groups; one that cannot, because it still waits for a dead peer, is killed."""
+        if self._met is None:
+            return
+        living = sorted(self._crew.processes.keys() - self._crew.dead)
+        with suppress(RankTimeout, RankDied):
+            leave = dict.fromkeys(living, ("leave",))
+            self._crew.ask(leave, layout=self._met, phase="leave", timeout_s=LEAVE_LIMIT_S)
 
     def _join(self) -> None:
         self._round += 1
@@ -176,6 +190,7 @@ class Ranks:
         self._ask(dict.fromkeys(idle, ("leave",)))
         [store] = self._ask({0: ("host_store", self._store_address())})
         self._ask({rank: ("join", self._seat(rank, store)) for rank in range(self.size)})
+        self._met = self.layout
 
     def _ask(self, calls: Mapping[int, tuple]) -> list:
         return self._crew.ask(calls, layout=self.layout, phase="start", timeout_s=self._start_timeout_s)
