@@ -42,6 +42,12 @@ def test_partials_of_another_form_are_refused_on_all_ranks(host_ranks, mode):
         assert "non-contiguous" in turned
 
 
+def test_partials_outside_the_workspace_are_refused_where_they_must_lie_in_it(host_ranks):
+    host_ranks.use(LAYOUT)
+    for *_, elsewhere in host_ranks.run(on.wrong_partials, exchange("one_sided", payload_in_workspace=True), LOAD):
+        assert "but payload_in_workspace wants them at 0x" in elsewhere
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_exchange_that_differs_between_ranks_is_refused_on_all(host_ranks, mode):
     host_ranks.use(LAYOUT)

@@ -214,7 +214,8 @@ def wrong_partials(rank, exchange, load):
         received = transport.dispatch(batch_of(rank, exchange, load))
         tokens_R = check_received(rank, exchange, load, received, oracle)
         right = partials_of(rank, exchange, load, transport, received, tokens_R)
-        for wrong in (right[:-1], right.float(), right.t().contiguous().t()):
+        elsewhere = [right.clone()] if exchange.payload_in_workspace else []
+        for wrong in (right[:-1], right.float(), right.t().contiguous().t(), *elsewhere):
             mine = wrong if rank.group("ep").rank == 1 else right
             said.append(refusal(lambda mine=mine: transport.combine(mine)))
         check_combined(rank, exchange, transport.combine(right), oracle)

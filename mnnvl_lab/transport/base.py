@@ -104,7 +104,7 @@ class Transport(ABC):
         """
         with self._moving("dispatched", "idle", "combine"):
             form = self._rows_received, self.exchange.hidden, self.exchange.combine_dtype
-            self._agree(self._sent, {}, partials_problem(partials, *form))
+            self._agree(self._sent, {}, partials_problem(partials, *form) or self._misplaced(partials))
             return self._combine(partials)
 
     def enqueue_prepare(self, batch: Batch | Admitted) -> None:
@@ -130,6 +130,10 @@ class Transport(ABC):
 
         rows = received.experts.shape[0]
         return torch.zeros(rows, self.exchange.hidden, dtype=self.combine_dtype, device=received.experts.device)
+
+    def _misplaced(self, partials: torch.Tensor) -> str | None:
+        """What is wrong with where the partials lie, for transports that take them from one place only."""
+        return None
 
     @property
     def combine_dtype(self) -> torch.dtype:

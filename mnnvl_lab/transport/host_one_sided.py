@@ -14,10 +14,10 @@ from math import gcd
 import numpy as np
 import torch
 
-from mnnvl_lab.errors import RankTimeout
 from mnnvl_lab.ranks.rank import Rank
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.checks import require_ep_workspace
+from mnnvl_lab.transport.epochs import Epochs
 from mnnvl_lab.transport.exchange import Batch, Exchange, Received
 from mnnvl_lab.transport.keeping import put_back, take
 from mnnvl_lab.transport.peek import cut
@@ -25,7 +25,6 @@ from mnnvl_lab.transport.routes import Routes
 from mnnvl_lab.transport.rows import as_bytes
 from mnnvl_lab.transport.segments import Segments
 from mnnvl_lab.transport.slot_sum import RowTable, SlotSum
-from mnnvl_lab.transport.waiting import WAIT_LIMIT_S, Fence, wait_until
 from mnnvl_lab.workspace import OneSidedWorkspace
 
 KERNEL_WORDS = (
@@ -49,7 +48,6 @@ class HostOneSided(Transport):
 
     Attributes:
         workspace: the plan of the memory in use; larger than the exchange's own need where one was kept.
-        wait_limit_s: seconds after which a rank that waits for another gives up.
     """
 
     mode = "one_sided"
@@ -58,17 +56,26 @@ class HostOneSided(Transport):
     def __init__(self, rank: Rank, exchange: Exchange):
         super().__init__(rank, exchange)
         require_ep_workspace(rank, exchange, phase="open", kernel_words=KERNEL_WORDS)
-        self.wait_limit_s, self._fence = WAIT_LIMIT_S, Fence()
         self._need = OneSidedWorkspace.of(exchange)
         self._held = take(rank, self.group, self.mode, self._need, self._allocate)
         self.workspace = self._held.plan
         self._rows = [self._held.memory.row(peer) for peer in range(self.ep_size)]
         self._peers = [cut(row.numpy(), self.workspace.regions) for row in self._rows]
         self._own = self._peers[self.ep_rank]
+        self._epochs = Epochs(ranks=self.group.ranks, ep_rank=self.ep_rank, aux_R=self._peers)
         self._sum = SlotSum(
             top_k=exchange.top_k, hidden=exchange.hidden, dtype=self._sent_dtype, sum_dtype=self.combine_dtype
         )
         self._initialize()
+
+    @property
+    def wait_limit_s(self) -> float:
+        """Seconds after which a rank that waits for another gives up."""
+        return self._epochs.limit_s
+
+    @wait_limit_s.setter
+    def wait_limit_s(self, limit_s: float) -> None:
+        self._epochs.limit_s = limit_s
 
     def workspace_row(self) -> np.ndarray:
         """A copy of this rank's own row, uint8 `[workspace_bytes]`."""
@@ -84,9 +91,18 @@ class HostOneSided(Transport):
             return super().partials_buffer(received)
         return self._combine_region(self._round.combine_offset, self.combine_dtype)
 
+    def _misplaced(self, partials: torch.Tensor) -> str | None:
+        expected = self._rows[self.ep_rank].data_ptr() + self._round.combine_offset
+        if not self.exchange.payload_in_workspace or partials.data_ptr() == expected:
+            return None
+        return (
+            f"partials lie at {partials.data_ptr():#x} but payload_in_workspace wants them at {expected:#x}: "
+            "write them into partials_buffer(received)"
+        )
+
     def close(self) -> None:
         if self._held:
-            self._rows, self._peers, self._own, self._sum = [], [], {}, None
+            self._rows, self._peers, self._own, self._epochs, self._sum = [], [], {}, None, None
             put_back(self.rank, self.mode, self._held)
             self._held = None
 
@@ -107,20 +123,18 @@ class HostOneSided(Transport):
             batch.experts_TK.numpy(), experts=self.exchange.experts, ep_size=self.ep_size, active_ranks=active
         )
         self._round = Round(batch=batch, routes=routes, active=active, combine_offset=combine_offset)
-        self._advance("dispatch")
+        self._begin("dispatch")
         self._record(routes)
         for target in self._from_next(active):
             self._put(target, routes.tokens_R[target], payloads, offsets, batch.runtime_max_tokens)
         self._announce_rows(batch, routes)
-        self._signal("dispatch_completion_flags")
-        self._wait("dispatch", "dispatch_completion_flags")
+        self._epochs.complete("dispatch", active)
         return self._received(batch, offsets)
 
     def _combine(self, partials: torch.Tensor) -> torch.Tensor:
-        self._advance("combine")
+        self._begin("combine")
         stride_bytes = self._lay_out(partials)
-        self._signal("combine_completion_flags")
-        self._wait("combine", "combine_completion_flags")
+        self._epochs.complete("combine", self._round.active)
         return self._pull(stride_bytes)
 
     def _offsets(self, runtime_max_tokens: int, row_bytes: list[int]) -> tuple[list[int], int]:
@@ -130,14 +144,8 @@ class HostOneSided(Transport):
         combine_offset = self._need.combine_offset(row_bytes, runtime_max_tokens=runtime_max_tokens)
         return [offset + shift for offset in offsets], combine_offset + shift
 
-    def _advance(self, phase: str) -> None:
-        """The next epoch (`flag_val += 1` of the kernels that prepare dispatch and combine)."""
-        self._own["flag_val"][0] += 1
-        self.rank.phase = f"{phase} epoch {self._epoch}"
-
-    @property
-    def _epoch(self) -> int:
-        return int(self._own["flag_val"][0])
+    def _begin(self, phase: str) -> None:
+        self.rank.phase = f"{phase} epoch {self._epochs.advance()}"
 
     def _from_next(self, active: tuple[int, ...]) -> list[int]:
         """Targets beginning behind this rank, so that not all ranks write to the same one at a time."""
@@ -170,28 +178,6 @@ class HostOneSided(Transport):
                 begin = self.ep_rank * reserved
                 stats = self._peers[target]["eplb_gathered_stats"]
                 stats[begin : begin + reserved] = batch.eplb_stats_E.numpy()
-
-    def _signal(self, flags: str) -> None:
-        """Raise this rank's flag at every peer, after all that was written before."""
-        self._fence()
-        for peer in self._round.active:
-            self._peers[peer][flags][self.ep_rank] = self._epoch
-
-    def _wait(self, phase: str, flags: str) -> None:
-        """Until every peer's flag equals this epoch; what it wrote before is then here."""
-        own, epoch, active = self._own[flags], self._epoch, list(self._round.active)
-        wait_until(
-            lambda: (own[active] == epoch).all(),
-            limit_s=self.wait_limit_s,
-            blame=lambda: self._blame(phase, own, epoch),
-        )
-        self._fence()
-
-    def _blame(self, phase: str, flags: np.ndarray, epoch: int) -> RankTimeout:
-        late = [peer for peer in self._round.active if flags[peer] != epoch]
-        seen = ", ".join(f"rank {self.group.ranks[peer]} last signalled {flags[peer]}" for peer in late)
-        cause = f"rank {self.rank.index} waited {self.wait_limit_s:g} s for epoch {epoch}: {seen}"
-        return RankTimeout(rank=self.group.ranks[late[0]] if late else self.rank.index, phase=phase, cause=cause)
 
     def _received(self, batch: Batch, offsets: list[int]) -> Received:
         parts = [(getattr(torch, part.dtype), part.width) for part in self.exchange.payload_parts]
