@@ -103,7 +103,11 @@ def load(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def recorded(folder: Path = FOLDER) -> pd.DataFrame:
-    """All attempts recorded in `data/wrong_group_*.json` of the checkout, each with its `device`; empty without any."""
-    tables = [load(path) for path in sorted(folder.glob("wrong_group_*.json"))]
-    named = [table.assign(device=records.provenance_of(table)["device"]) for table in tables]
-    return join(named) if named else pd.DataFrame(columns=[*COLUMNS, "p50_us", "device"])
+    """All attempts in `data/wrong_group_*.json` of the checkout, each with its `device` and `clock`; empty without."""
+    tables = [_named(load(path)) for path in sorted(folder.glob("wrong_group_*.json"))]
+    return join(tables) if tables else pd.DataFrame(columns=[*COLUMNS, "p50_us", "device", "clock"])
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    origin = records.provenance_of(table)
+    return table.assign(device=origin["device"], clock=", ".join(origin["clocks"]))
