@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from mnnvl_lab.errors import Hang
+from mnnvl_lab.faults import absence as on
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.plots.waits import waits
 from mnnvl_lab.postmortem import judge
 from mnnvl_lab.postmortem.snapshot import DEAD, DONE, Meeting, Snapshot, from_json, to_json
 from mnnvl_lab.postmortem.stall import Stall
 from mnnvl_lab.postmortem.verdict import innermost
-from tests import postmortem_helpers as on
 
 PAIR, SQUARE = Layout(dp=2), Layout(tp=2, dp=2)
 

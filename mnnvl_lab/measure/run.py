@@ -45,6 +45,7 @@ def measure_point(rank, point: Point) -> PointResult:
         batch = transport.admit(work.batch()).batch
         partials, checked = checked_round(transport, work, batch)
         timed = Round(transport=transport, batch=batch, partials=partials, delay=point.delay, cold_l2=point.cold_l2)
+        rank.phase = "timing"
         iterations = CLOCK_FUNCTIONS[point.clock](timed, point.sampling)
         samples, stopped = collect(iterations, point.sampling, transport.group)
         checked_round(transport, work, batch)

@@ -91,6 +91,8 @@ class Work:
         raw = payload.raw_bytes(
             seed=self.point.load.seed, rank=rank, tokens=tokens, row_bytes=part.row_bytes, part=index
         )
+        if not raw.size:  # numpy may give an empty array any strides, and torch refuses to view those
+            return torch.empty(0, part.width, dtype=dtype, device=self.device)
         return self.on_device(raw).view(dtype)
 
 

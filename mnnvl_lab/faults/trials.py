@@ -1,0 +1,137 @@
+"""Random rounds, some of them spoiled: each must come out right, or be refused by all ranks in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.faults.hazards import Hazard, require_hazard
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.routing import Load, parse
+from mnnvl_lab.transport.exchange import Exchange
+
+RIGHT, REFUSED = "right", "refused: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One exchange, some rounds on it, and what is spoiled.
+
+    Attributes:
+        mode, tokens, experts, top_k, hidden, format, combine_dtype, options, routing, seed: of an exchange and its
+            load, within the limits of the kernels.
+        rounds: right ones, with a seed each.
+        hazard: name of a `Hazard` that is tried after the first round, or None.
+        victim: ep_rank that brings it, where not all do.
+    """
+
+    mode: str
+    tokens: tuple[int, ...]
+    experts: int
+    top_k: int
+    hidden: int
+    format: str = "bf16"
+    combine_dtype: str = "bf16"
+    options: tuple[tuple[str, object], ...] = ()
+    routing: str = "uniform"
+    seed: int = 0
+    rounds: int = 2
+    hazard: str | None = None
+    victim: int = 0
+
+    @property
+    def exchange(self) -> Exchange:
+        return Exchange(
+            mode=self.mode,
+            layout=Layout(dp=len(self.tokens)),
+            max_tokens=max(*self.tokens, 1),
+            hidden=self.hidden,
+            experts=self.experts,
+            top_k=self.top_k,
+            format=self.format,
+            combine_dtype=self.combine_dtype,
+            **dict(self.options),
+        )
+
+    def point(self, round_index: int) -> Point:
+        load = Load(routing=parse(self.routing), tokens=self.tokens, seed=self.seed + round_index)
+        return Point(exchange=self.exchange, load=load)
+
+
+def run_trials(rank, trials: Sequence[Trial], *, keep: bool = False) -> list[str]:
+    """Rank function: the outcome of each trial, `right`, `refused: ...` or `accepted`.
+
+    Args:
+        keep: whether each trial takes over the workspace of the one before, with whatever that left in it.
+
+    Raises:
+        WrongResult: a round came out wrong.
+    """
+    from mnnvl_lab.transport.keeping import keep_workspaces, release_workspaces
+
+    if keep:
+        keep_workspaces(rank)
+    try:
+        return [_outcome(rank, trial) for trial in trials]
+    finally:
+        release_workspaces(rank)
+
+
+def _outcome(rank, trial: Trial) -> str:
+    hazard = require_hazard(trial.hazard) if trial.hazard else None
+    if hazard and hazard.exchange:
+        return _with_exchange(rank, trial, hazard)
+    return _with_rounds(rank, trial, hazard)
+
+
+def _brings(rank, trial: Trial, hazard: Hazard) -> bool:
+    return hazard.everywhere or rank.group("ep").rank == trial.victim
+
+
+def _with_exchange(rank, trial: Trial, hazard: Hazard) -> str:
+    from mnnvl_lab.transport import open_transport
+
+    exchange = hazard.exchange(trial.exchange) if _brings(rank, trial, hazard) else trial.exchange
+    try:
+        open_transport(rank, exchange).close()
+    except Refused as refusal:
+        return f"{REFUSED}{refusal}"
+    return "accepted"
+
+
+def _with_rounds(rank, trial: Trial, hazard: Hazard | None) -> str:
+    from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.transport import open_transport
+
+    outcome = RIGHT
+    with open_transport(rank, trial.exchange) as transport:
+        for index in range(trial.rounds):
+            work = Work.of(rank, trial.point(index))
+            checked_round(transport, work, work.batch())
+            if hazard and not index:
+                outcome = _spoiled_round(rank, transport, work, trial, hazard)
+    return outcome
+
+
+def _spoiled_round(rank, transport, work, trial: Trial, hazard: Hazard) -> str:
+    """A refused round leaves the transport as it was, so that right ones may follow."""
+    brings, batch = _brings(rank, trial, hazard), work.batch()
+    try:
+        if hazard.batch:
+            transport.dispatch(hazard.batch(batch, trial.exchange) if brings else batch)
+        else:
+            partials = transport.partials_buffer(transport.dispatch(batch)).zero_()
+            transport.combine(hazard.partials(partials) if brings else partials)
+    except Refused as refusal:
+        if hazard.partials:
+            transport.combine(partials)
+        return f"{REFUSED}{refusal}"
+    return "accepted"
+
+
+def soften(trial: Trial) -> Trial:
+    """A trial whose hazard can show: each rank has tokens, and there is room to have one fewer."""
+    return replace(trial, tokens=tuple(max(2, tokens) for tokens in trial.tokens)) if trial.hazard else trial

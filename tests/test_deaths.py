@@ -1,0 +1,72 @@
+"""Ranks that die while they measure: named with phase and cause, nothing left, and the next call works."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+from mnnvl_lab.errors import RankDied, RankError
+from mnnvl_lab.faults import absence, death
+from mnnvl_lab.faults.death import Death, die_while_measuring
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.run import measure_point
+
+SQUARE = Layout(tp=2, dp=2)
+NAMED_WITHIN_S = 5
+# Every phase and every cause once; the whole product is `tools.soak kills`.
+SAMPLE = [
+    ("one_sided", Death(rank=1, phase="open", cause="exit")),
+    ("two_sided", Death(rank=0, phase="dispatch", cause="SIGKILL")),
+    ("one_sided", Death(rank=3, phase="after dispatch", cause="memory")),
+    ("one_sided", Death(rank=2, phase="combine", cause="SIGKILL")),
+    ("two_sided", Death(rank=1, phase="timing", cause="exit")),
+    ("one_sided", Death(rank=0, phase="close", cause="SIGKILL")),
+]
+
+
+@pytest.fixture
+def ranks(host_ranks):
+    host_ranks.use(SQUARE)
+    return host_ranks
+
+
+@pytest.mark.parametrize(("mode", "doom"), SAMPLE, ids=lambda value: getattr(value, "phase", value))
+def test_a_death_is_named_with_phase_and_cause_and_the_next_call_works(ranks, mode, doom):
+    point = absence.small_point(SQUARE, mode=mode)
+    ranks.run(measure_point, point)
+    before = descendants()
+    began_s = time.monotonic()
+    with pytest.raises(RankError, match=death.WORDS[doom.cause]) as caught:
+        ranks.run(die_while_measuring, point, doom)
+    assert time.monotonic() - began_s < NAMED_WITHIN_S
+    assert caught.value.rank == doom.rank
+    if doom.cause != "memory":  # an exception reaches the end of the function, and its phase, alive
+        assert isinstance(caught.value, RankDied)
+        assert caught.value.phase.startswith(doom.phase)
+    results = ranks.run(measure_point, point)
+    assert [result.checked in ("exact", "bounded") for result in results] == [True] * 4
+    assert descendants() == before
+
+
+def test_no_segment_outlives_its_ranks(ranks):
+    """Segments have no name, so that what is left is only what living processes map."""
+    point = absence.small_point(SQUARE)
+    with pytest.raises(RankDied):
+        ranks.run(die_while_measuring, point, Death(rank=2, phase="combine", cause="SIGKILL"))
+    assert [path for path in os.listdir("/dev/shm") if path.startswith("segment-")] == []
+    assert list(ranks._cluster.segment_dir.iterdir()) == []
+
+
+def test_the_living_go_on_without_the_dead(ranks):
+    point = absence.small_point(SQUARE, enable_rank_mask=True)
+    ranks.run(absence.open_and_keep, point)
+    ranks.kill(2)
+    latencies = ranks.run(absence.live_on, point, (0, 1, 3), only=[0, 1, 3])
+    assert [len(rounds) for rounds in latencies] == [3, 3, 3]
+    assert len(ranks.run(measure_point, absence.small_point(SQUARE))) == 4  # and with all four again
+
+
+def descendants() -> int:
+    """Processes below this one, the ranks among them."""
+    return len(psutil.Process().children(recursive=True))

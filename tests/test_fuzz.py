@@ -1,0 +1,90 @@
+"""Random rounds and mutations: each is right, or refused by all ranks in the same words; the table of hazards."""
+
+import re
+from itertools import cycle
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from mnnvl_lab.faults.hazards import BOTH, HAZARDS, hazards
+from mnnvl_lab.faults.trials import REFUSED, RIGHT, Trial, run_trials, soften
+from mnnvl_lab.layout import Layout
+
+TOP_K = {"one_sided": (1, 2, 4, 6, 8), "two_sided": range(1, 9)}
+# Hidden sizes whose rows and scales two_sided can move: multiples of 16 bytes.
+HIDDEN = {"bf16": 64, "fp16": 64, "fp32": 64, "fp8_block": 512, "mxfp8": 512, "nvfp4": 256}
+ROUTINGS = ("uniform", "zipf:1.2", "hot_rank:0.5", "hot_expert:0.8", "balanced")
+TRIALS_A_CALL = 24
+
+
+@st.composite
+def trials(draw, ep_size):
+    """A trial within the limits, written down from the reference and not from the package's checks."""
+    mode, form = draw(st.sampled_from(BOTH)), draw(st.sampled_from(sorted(HIDDEN)))
+    name = draw(st.sampled_from([None] * 8 + [hazard.name for hazard in hazards(mode)]))
+    top_k = draw(st.sampled_from(TOP_K[mode]))
+    least = -(-top_k // (4 * ep_size)) * 4 * ep_size
+    experts = least * draw(st.integers(1, 3)) + (draw(st.integers(0, 3)) if mode == "one_sided" else 0)
+    one_sided = ("payload_in_workspace",) if mode == "one_sided" else ()
+    options = tuple((option, draw(st.booleans())) for option in one_sided)
+    trial = Trial(
+        mode=mode,
+        tokens=tuple(draw(st.lists(st.integers(0, 12), min_size=ep_size, max_size=ep_size))),
+        experts=experts,
+        top_k=top_k,
+        hidden=HIDDEN[form] * draw(st.integers(1, 2)),
+        format=form,
+        combine_dtype=draw(st.sampled_from(("bf16", "fp16", "fp32"))),
+        options=(*options, ("extra_payload_bytes", draw(st.sampled_from(((), (16,)))))),
+        routing=draw(st.sampled_from(ROUTINGS)),
+        seed=draw(st.integers(0, 2**31)),
+        hazard=name,
+        victim=draw(st.integers(0, ep_size - 1)),
+    )
+    return soften(trial)
+
+
+def require_due(trials, outcomes_of_ranks):
+    """Right where nothing is spoiled, refused in the hazard's words where something is, alike on all ranks."""
+    for trial, *outcomes in zip(trials, *outcomes_of_ranks, strict=True):
+        assert len(set(outcomes)) == 1, (trial, outcomes)
+        due = next((REFUSED + f".*({h.words})" for h in HAZARDS if h.name == trial.hazard), RIGHT)
+        assert re.match(due, outcomes[0], re.DOTALL), (trial, outcomes[0])
+
+
+@pytest.fixture(scope="module")
+def ranks(host_ranks):
+    host_ranks.use(Layout(dp=4))
+    return host_ranks
+
+
+# Not shrunk: a call costs a second, and the assertion names the one trial that failed.
+@settings(max_examples=8, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
+@given(chosen=st.lists(trials(4), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL), keep=st.booleans())
+def test_random_rounds_are_right_or_refused(ranks, chosen, keep):
+    require_due(chosen, ranks.run(run_trials, chosen, keep=keep))
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_every_hazard_is_refused_and_the_transport_goes_on(ranks, mode):
+    chosen = [
+        Trial(mode=mode, tokens=(5, 3, 5, 2), experts=16, top_k=4, hidden=64, hazard=hazard.name, victim=victim)
+        for victim, hazard in zip(cycle(range(4)), hazards(mode), strict=False)
+    ]
+    require_due(chosen, ranks.run(run_trials, chosen))
+
+
+def test_ranks_without_tokens_in_every_format(ranks):
+    """Nothing sent by some, nothing received from them."""
+    chosen = [
+        Trial(mode=mode, tokens=(0, 3, 0, 2), experts=16, top_k=2, hidden=HIDDEN[form], format=form)
+        for mode in BOTH
+        for form in HIDDEN
+    ]
+    require_due(chosen, ranks.run(run_trials, chosen))
+
+
+def test_hazards_have_names_of_their_own_and_say_what_the_kernels_would_do():
+    assert len({hazard.name for hazard in HAZARDS}) == len(HAZARDS)
+    assert all(hazard.unchecked and (hazard.exchange or hazard.batch or hazard.partials) for hazard in HAZARDS)
