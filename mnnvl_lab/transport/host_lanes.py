@@ -45,13 +45,14 @@ class Lanes:
         ep_rank: this rank.
         fifos_R: for each rank, uint8 `[R, channels, depth, entry_bytes]` in its row.
         connections_R: for each rank, uint64 `[R, channels, 32]` in its row.
-        limit_s: seconds without progress after which a move gives up.
+        dense: rows fill an entry; else it takes as many as the kernels put there, whose packets also carry flags.
         blame: makes the error out of the peers that are waited for.
     """
 
     ep_rank: int
     fifos_R: Sequence[torch.Tensor]
     connections_R: Sequence[np.ndarray]
+    dense: bool
     fence: Fence
     blame: Blame
 
@@ -125,8 +126,9 @@ class Lanes:
         return rows[channel * step : (channel + 1) * step]
 
     def _rows_per_entry(self, parcel: Parcel) -> int:
-        """As many as the kernels put there, whose packets also carry flags."""
         entry_bytes = self.fifos_R[0].shape[-1]
+        if self.dense:
+            return entry_bytes // parcel.row_bytes
         return entry_bytes // PACKET_BYTES // packets_per_row(parcel.row_bytes)
 
 

@@ -128,7 +128,10 @@ class HostTwoSided(Transport):
         plan, shared = self.workspace, {"ep_rank": self.ep_rank, "fence": Fence(), "blame": self._blame}
         rows = [row[: plan.workspace_bytes] for row in self._rows]
         prepare_rows = [row[plan.workspace_bytes :] for row in self._rows]
-        return Lanes.over(rows, plan.regions, **shared), Lanes.over(prepare_rows, plan.prepare_regions, **shared)
+        return (
+            Lanes.over(rows, plan.regions, dense=False, **shared),
+            Lanes.over(prepare_rows, plan.prepare_regions, dense=True, **shared),
+        )
 
     def _initialize(self) -> None:
         """Connections as fresh memory has them, then a barrier, for peers write there."""

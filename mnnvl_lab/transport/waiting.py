@@ -10,9 +10,9 @@ from collections.abc import Callable
 from mnnvl_lab.errors import RankTimeout
 
 WAIT_LIMIT_S = 30.0
-SPINS = 200  # polls of about a microsecond: a peer on another core answers within them
-YIELDS = 2000  # then leave the core to whoever wants it, so that more ranks than cores get on
-NAP_S = 50e-6  # then sleep: the peer is not merely descheduled
+SPIN_S = 50e-6  # a peer on another core answers within it
+YIELD_S = 5e-3  # then leave the core to whoever wants it, so that more ranks than cores get on
+NAP_S = 50e-6  # then sleep between polls: the peer is not merely descheduled
 
 _yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # not on macOS
 
@@ -30,7 +30,7 @@ class Patience:
 
     def progressed(self) -> None:
         """Start afresh: what is waited for came, or came closer."""
-        self._polls, self._deadline_s = 0, None
+        self._since_s = None
 
     def pause(self, blame: Callable[[], RankTimeout]) -> None:
         """Between two polls.
@@ -38,17 +38,15 @@ class Patience:
         Raises:
             RankTimeout: what `blame` returns, when the limit is passed.
         """
-        self._polls += 1
-        if self._polls <= SPINS:
-            return
-        now_s = time.monotonic()
-        self._deadline_s = self._deadline_s or now_s + self.limit_s
-        if now_s > self._deadline_s:
+        now_s = time.perf_counter()
+        self._since_s = self._since_s or now_s
+        waited_s = now_s - self._since_s
+        if waited_s > self.limit_s:
             raise blame()
-        if self._polls <= SPINS + YIELDS:
-            _yield_core()
-        else:
+        if waited_s > YIELD_S:
             time.sleep(NAP_S)
+        elif waited_s > SPIN_S:
+            _yield_core()
 
 
 def wait_until(ready: Callable[[], bool], *, limit_s: float, blame: Callable[[], RankTimeout]) -> None:
