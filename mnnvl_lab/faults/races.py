@@ -1,0 +1,159 @@
+"""Races looked for: sound transports under random delays, and broken ones that must be caught."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import contextmanager
+from itertools import cycle
+
+import numpy as np
+
+from mnnvl_lab.errors import LabError, RankTimeout
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.routing import Load, Uniform, Zipf
+from mnnvl_lab.transport.exchange import Exchange
+
+MAX_TOKENS = 16
+DELAYS_S = (0, 0, 0, 1e-5, 1e-4, 2e-3)
+
+
+def challenge(rank, name: str, *, rounds: int = 6, sound: bool = False) -> list[str]:
+    """Rank function: what goes wrong on this rank with a broken transport, in words; empty if nothing does.
+
+    Args:
+        name: of a variant of `mnnvl_lab.transport.broken`.
+        sound: take the transport that it was made from instead, which must pass.
+    """
+    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.transport.broken import require_variant
+
+    variant, found = require_variant(name), []
+    exchange = Exchange(
+        mode=variant.transport.mode,
+        layout=rank.layout,
+        max_tokens=max(variant.tokens),
+        hidden=variant.hidden,
+        experts=4 * rank.layout.ep_size,
+        top_k=4,
+    )
+    with (variant.sound if sound else variant.transport)(rank, exchange) as transport:
+        for seed, tokens in zip(range(rounds), cycle(variant.tokens), strict=False):
+            load = Load(routing=Uniform(), tokens=tokens, seed=seed)
+            work = Work.of(rank, Point(exchange=exchange, load=load))
+            try:
+                found += _wrongs(transport, work)
+            except RankTimeout as hang:
+                return [*found, f"hang: {hang.cause}"]
+    return found
+
+
+def _wrongs(transport, work) -> list[str]:
+    """One round to its end, whatever is found wrong in it."""
+    from mnnvl_lab.measure.check import check_combined, check_received
+    from mnnvl_lab.measure.work import stand_in
+
+    received, found = transport.dispatch(work.batch()), []
+    partials = None
+    with _noting(found):
+        partials = stand_in(transport, work, received, check_received(work, received))
+    combined = transport.combine(transport.partials_buffer(received) if partials is None else partials)
+    with _noting(found):
+        check_combined(work, combined)
+    return found
+
+
+@contextmanager
+def _noting(found: list[str]):
+    try:
+        yield
+    except RankTimeout:
+        raise
+    except (LabError, IndexError) as error:  # torn ids lead beyond tables
+        found.append(str(error))
+
+
+def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
+    """Rank function: checked rounds on a transport that dawdles at random wherever order matters.
+
+    Returns:
+        Rounds that were right.
+
+    Raises:
+        WrongResult: one was not.
+    """
+    from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.work import Work
+
+    chance = np.random.default_rng(seed)  # the same on all ranks
+    exchange = Exchange(
+        mode=mode, layout=rank.layout, max_tokens=MAX_TOKENS, hidden=64, experts=8 * rank.layout.ep_size, top_k=4
+    )
+    with _dawdling(mode)(rank, exchange) as transport:
+        transport.dawdle = Dawdle(seed + rank.index)
+        for index in range(rounds):
+            tokens = tuple(chance.integers(0, MAX_TOKENS + 1, rank.layout.ep_size).tolist())
+            routing = (Uniform(), Zipf(exponent=1.5))[index % 2]
+            work = Work.of(rank, Point(exchange=exchange, load=Load(routing=routing, tokens=tokens, seed=seed + index)))
+            transport.dawdle()
+            checked_round(transport, work, work.batch())
+    return rounds
+
+
+class Dawdle:
+    """Sleeps for a random while, mostly none: what a busy machine does to a process."""
+
+    def __init__(self, seed: int):
+        self._random = random.Random(seed)
+
+    def __call__(self) -> None:
+        time.sleep(self._random.choice(DELAYS_S))
+
+
+def _dawdling(mode: str) -> type:
+    from mnnvl_lab.transport.fifo import Fifo
+    from mnnvl_lab.transport.host_lanes import Lanes
+    from mnnvl_lab.transport.host_one_sided import HostOneSided
+    from mnnvl_lab.transport.host_two_sided import HostTwoSided
+
+    class DawdlingOneSided(HostOneSided):
+        """Late with single rows, with counts, with flags, with laying out and with pulling."""
+
+        dawdle = staticmethod(lambda: None)
+
+        def _put(self, *args):
+            self.dawdle()
+            super()._put(*args)
+
+        def _announce_rows(self, *args):
+            self.dawdle()
+            super()._announce_rows(*args)
+            self.dawdle()
+
+        def _lay_out(self, partials):
+            self.dawdle()
+            return super()._lay_out(partials)
+
+        def _pull(self, stride_bytes):
+            self.dawdle()
+            return super()._pull(stride_bytes)
+
+    class DawdlingFifo(Fifo):
+        """Late between an entry and its counter."""
+
+        def advance(self, counter):
+            dawdle()
+            super().advance(counter)
+
+    class DawdlingLanes(Lanes):
+        def fifo(self, sender, receiver, channel):
+            return DawdlingFifo(**vars(super().fifo(sender, receiver, channel)))
+
+    class DawdlingTwoSided(HostTwoSided):
+        dawdle = staticmethod(lambda: None)
+
+        def _open_lanes(self):
+            return tuple(DawdlingLanes(**vars(lanes)) for lanes in super()._open_lanes())
+
+    dawdle = Dawdle(0)
+    return {"one_sided": DawdlingOneSided, "two_sided": DawdlingTwoSided}[mode]
