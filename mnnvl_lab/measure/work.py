@@ -18,6 +18,7 @@ from mnnvl_lab.oracle import partial_gain, payload
 from mnnvl_lab.ranks.rank import Rank
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.exchange import Batch, Received
+from mnnvl_lab.transport.rows import typed
 
 FLOAT_ROWS = ("bfloat16", "float16", "float32")  # formats whose rows are numbers; others travel as bytes
 
@@ -85,15 +86,12 @@ class Work:
         )
 
     def _payload(self, part: Part, index: int, rank: int, tokens: np.ndarray) -> torch.Tensor:
-        dtype = getattr(torch, part.dtype)
         if index == 0 and part.dtype in FLOAT_ROWS:
-            return self.rows(rank, tokens).to(dtype)
+            return self.rows(rank, tokens).to(getattr(torch, part.dtype))
         raw = payload.raw_bytes(
             seed=self.point.load.seed, rank=rank, tokens=tokens, row_bytes=part.row_bytes, part=index
         )
-        if not raw.size:  # numpy may give an empty array any strides, and torch refuses to view those
-            return torch.empty(0, part.width, dtype=dtype, device=self.device)
-        return self.on_device(raw).view(dtype)
+        return typed(self.on_device(raw), part)
 
 
 def stand_in(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:

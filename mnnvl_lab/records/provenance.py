@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -87,8 +88,14 @@ def _device(fabric: str) -> dict[str, object]:
     return {"device": gpus.label or "unknown GPU", "driver": gpus.driver, "topology": gpus.topology}
 
 
+COMMIT = "MNNVL_LAB_COMMIT"
+"""Environment variable that names the commit where the package runs from a copy without history."""
+
+
 def _source() -> dict[str, object]:
     """Commit of the checkout that this package runs from; empty when it was installed otherwise."""
+    if named := os.environ.get(COMMIT):
+        return {"commit": named.removesuffix("+"), "dirty": named.endswith("+")}
     root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     changes = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else None
