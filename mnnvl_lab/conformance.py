@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -195,7 +196,7 @@ def load(path: Path) -> tuple[Case, list[Arrays], dict]:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         header = json.loads(arrays.pop("header").tobytes())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise RecordError(f"{path} is no conformance record ({error}): record it anew with tools.record") from error
     fields = header["case"] | {"tokens": tuple(header["case"]["tokens"])}
     case = Case(**fields)
