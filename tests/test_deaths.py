@@ -11,6 +11,7 @@ from mnnvl_lab.faults import absence, death
 from mnnvl_lab.faults.death import Death, die_while_measuring
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point
+from tests.ranks_helpers import pid
 
 SQUARE = Layout(tp=2, dp=2)
 NAMED_WITHIN_S = 5
@@ -34,19 +35,25 @@ def ranks(host_ranks):
 @pytest.mark.parametrize(("mode", "doom"), SAMPLE, ids=lambda value: getattr(value, "phase", value))
 def test_a_death_is_named_with_phase_and_cause_and_the_next_call_works(ranks, mode, doom):
     point = absence.small_point(SQUARE, mode=mode)
-    ranks.run(measure_point, point)
+    ranks.run(pid)
     before = descendants()
     began_s = time.monotonic()
     with pytest.raises(RankError, match=death.WORDS[doom.cause]) as caught:
         ranks.run(die_while_measuring, point, doom)
     assert time.monotonic() - began_s < NAMED_WITHIN_S
     assert caught.value.rank == doom.rank
-    if doom.cause != "memory":  # an exception reaches the end of the function, and its phase, alive
-        assert isinstance(caught.value, RankDied)
-        assert caught.value.phase.startswith(doom.phase)
+    assert caught.value.phase.startswith(doom.phase)
+    assert isinstance(caught.value, RankDied) == (doom.cause != "memory")
     results = ranks.run(measure_point, point)
     assert [result.checked in ("exact", "bounded") for result in results] == [True] * 4
     assert descendants() == before
+
+
+def test_a_process_that_lost_its_gpu_is_replaced(ranks):
+    pids = ranks.run(pid)
+    with pytest.raises(RankError, match="CUDA error"):
+        ranks.run(death.lose_gpu)
+    assert [old == new for old, new in zip(pids, ranks.run(pid), strict=True)] == [True, False, True, True]
 
 
 def test_no_segment_outlives_its_ranks(ranks):

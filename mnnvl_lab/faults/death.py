@@ -48,6 +48,17 @@ WORDS: Mapping[str, str] = MappingProxyType(
 """What the error must say."""
 
 
+def lose_gpu(rank) -> None:
+    """Rank function: as if a CUDA error stayed with rank 1's process, also where there is no GPU."""
+    if rank.index == 1:
+        import torch
+
+        if rank.device.type == "cuda":
+            _fail_on_gpu()
+        rank.device = torch.device("cuda", 0)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Death:
     """Who dies, when and how.

@@ -81,7 +81,7 @@ def raise_failures(outcome: Outcome, *, phase: str) -> None:
     if isinstance(first.error, LabError) and alike and not outcome.values and not outcome.silent:
         raise first.error
     cause = first.words + "".join(f"\n  also rank {r}: {_headline(f)}" for r, f in sorted(others))
-    raise RankError(rank=rank, phase=phase, cause=cause, report=first.report) from first.error
+    raise RankError(rank=rank, phase=first.phase or phase, cause=cause, report=first.report) from first.error
 
 
 def _headline(failure: Failure) -> str:

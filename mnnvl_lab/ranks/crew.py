@@ -72,6 +72,7 @@ class Crew:
         self._read_output(futures, layout.world_size)
         self._raise_dead(outcome, phase)
         self._raise_silent(outcome, phase, layout, timeout_s)
+        self._kill_lost(outcome)
         raise_failures(outcome, phase=phase)
         self._cluster.forget(futures.values())
         return [outcome.values[rank] for rank in sorted(outcome.values)]
@@ -109,6 +110,11 @@ class Crew:
             verdict=verdict,
             report=verdict.details,
         )
+
+    def _kill_lost(self, outcome: Outcome) -> None:
+        """End ranks that failed in a way that no later call would survive."""
+        lost = [rank for rank, failure in outcome.failures.items() if failure.lost]
+        self.kill(self.processes if lost and self._cluster.launcher.together else lost)
 
     def _phase(self, rank: int, phase: str) -> str:
         """What the rank said that it was doing, or else the name of the call."""

@@ -36,11 +36,20 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A rank function's exception. `error` is the object itself where it can be pickled."""
+    """A rank function's exception.
+
+    Attributes:
+        error: the object itself, where it can be pickled.
+        words, report: the exception in a line or two, and its traceback.
+        phase: what the rank was doing.
+        lost: the process is of no more use, since a CUDA error stays with it for life.
+    """
 
     error: BaseException | None
     words: str
     report: str
+    phase: str = ""
+    lost: bool = False
 
 
 class Engine:
@@ -61,7 +70,8 @@ class Engine:
             method, args, kwargs = pickle.loads(request)
             return pickle.dumps(getattr(self, method)(*args, **kwargs))
         except BaseException as error:  # also SystemExit of a rank function: the engine must live on
-            return pickle.dumps(_failure(error))
+            phase = self._mark.read() if self._mark else ""
+            return pickle.dumps(_failure(error, phase=phase, lost=self._gpu_is_lost()))
 
     def identify(self) -> Identity:
         place = next((int(os.environ[hint]) for hint in RANK_HINTS if hint in os.environ), 0)
@@ -105,12 +115,24 @@ class Engine:
             rank, self.rank = self.rank, None
             rank.close()
 
+    def _gpu_is_lost(self) -> bool:
+        """Whether nothing on the GPU will work in this process again; asked without waiting for what runs there."""
+        if self.rank is None or self.rank.device.type != "cuda":
+            return False
+        import torch
+
+        try:
+            torch.cuda.current_stream(self.rank.device).query()
+        except Exception:
+            return True
+        return False
+
     def run(self, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._mark.write(fn.__name__)
         return fn(self.rank, *args, **kwargs)
 
 
-def _failure(error: BaseException) -> Failure:
+def _failure(error: BaseException, **more: Any) -> Failure:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -118,4 +140,4 @@ def _failure(error: BaseException) -> Failure:
     else:
         portable = error
     words = "".join(traceback.format_exception_only(error)).strip()
-    return Failure(error=portable, words=words, report="".join(traceback.format_exception(error)))
+    return Failure(error=portable, words=words, report="".join(traceback.format_exception(error)), **more)

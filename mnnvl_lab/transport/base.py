@@ -154,8 +154,9 @@ class Transport(ABC):
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
-        self.rank.phase = "close"
+    def __exit__(self, error_type, *rest):
+        if error_type is None:  # else its phase is the one to know
+            self.rank.phase = "close"
         self.close()
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
