@@ -75,6 +75,16 @@ def test_a_host_workspace_takes_every_ranks_pages_and_gives_all_back(host_ranks)
     assert (table.loc[table["step"] == "before", "resident_bytes"] > 10 * MIB).all()
 
 
+@pytest.mark.skipif(not LISTS_MAPPINGS, reason="the system does not list a process's mappings")
+def test_two_sided_host_memory_is_one_segment_a_rank(host_ranks):
+    table = measure_ledger(point("two_sided"), host_ranks)
+    # R=2: a FIFO of 2 MiB and its 256-byte connection a peer, then prepare's of 1 MiB and 256 bytes, in one segment
+    row_bytes = 2 * (2 * MIB + 256) + 2 * (MIB + 256)
+    pages = -(-row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert (table.loc[table["step"] == "open", "change_bytes"] == 2 * pages).all()
+    assert (table["rest_bytes"] == 0).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("mode", "allocated_bytes"),

@@ -138,12 +138,12 @@ def workspace_bytes(transport) -> int:
     """What an open transport must have taken on this rank: its plan's workspaces, each rounded up.
 
     On GPUs to the driver's granularity, own rows alone; on `host` every rank's row counts, in pages, as each process
-    maps them all. The baselines have no workspace.
+    maps them all, and prepare's part shares the row of the FIFOs. The baselines have no workspace.
     """
     plan = getattr(transport, "workspace", None)
     asked = [] if plan is None else [plan.workspace_bytes, getattr(plan, "prepare_bytes", 0)]
     if transport.rank.fabric == "host":
-        return sum(transport.ep_size * align_up(size, mmap.PAGESIZE) for size in asked)
+        return transport.ep_size * align_up(sum(asked), mmap.PAGESIZE)
     allocations = [Allocation(asked_bytes=size, ep_size=transport.ep_size) for size in asked if size]
     return sum(allocation.allocated_bytes for allocation in allocations)
 
