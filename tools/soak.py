@@ -1,0 +1,189 @@
+"""Long campaigns of faults on rank processes; what came of each is kept for `tools.reliability`.
+
+    python -m tools.soak                         all campaigns, on this machine's processor
+    python -m tools.soak kills fuzz --share 0.1  a tenth of two of them
+    python -m tools.soak kills hangs fuzz --fabric nvlink --ranks 2 --share 0.2
+
+A campaign stops at the first fault that is not survived, and says how to repeat it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tqdm.auto import tqdm
+
+from mnnvl_lab import records
+from mnnvl_lab.errors import Hang, RankError
+from mnnvl_lab.faults import absence, death, races, trials
+from mnnvl_lab.faults.death import Death
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.run import measure_point
+from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.transport.broken import VARIANTS
+from tests.test_fuzz import require_due
+from tests.test_fuzz import trials as random_trials
+
+OUT = Path("data/reliability")
+MODES = ("one_sided", "two_sided")
+KILLS, HANGS, FUZZED_ROUNDS, DELAYED_ROUNDS = 100, 20, 10_000, 3_200
+NAMED_WITHIN_S = 5.0
+ROUND_LIMIT_S = 2.0
+TRIALS_A_CALL = 50
+DELAYED_SIZES = range(1, 17)
+SOME_TIME = "any moment"
+SOME_TIME_S = 0.5
+Row = dict[str, object]
+
+
+def kills(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
+    """Ranks that die in random phases of random causes: named, cleaned up, and the next call works."""
+    chance, layout = random.Random(seed), Layout(dp=size)
+    with Ranks(layout, fabric=fabric) as ranks:
+        ranks.run(measure_point, absence.small_point(layout), timeout_s=600)  # compiles the kernels where need be
+        processes = len(psutil.Process().children(recursive=True))
+        for index in range(_at_least_one(KILLS * share)):
+            mode = chance.choice(MODES)
+            doom = Death(
+                rank=chance.randrange(size),
+                phase=chance.choice((*death.PHASES, SOME_TIME)),
+                cause=chance.choice([cause for cause in death.CAUSES if cause != "cuda" or fabric != "host"]),
+            )
+            point = absence.small_point(layout, mode=mode)
+            named_s = _name(ranks, point, doom, seed + index)
+            assert named_s < NAMED_WITHIN_S, f"{doom} took {named_s:.1f} s"
+            assert len(ranks.run(measure_point, point)) == size
+            assert len(psutil.Process().children(recursive=True)) == processes, f"{doom} left a process"
+            assert not list(ranks._cluster.segment_dir.iterdir()), f"{doom} left a segment"
+            cause = "SIGKILL" if doom.phase == SOME_TIME else doom.cause
+            yield {"fault": f"{cause} in {doom.phase}", "mode": mode, "seconds": named_s}
+
+
+def _name(ranks: Ranks, point, doom: Death, seed: int) -> float:
+    """Let a rank die; seconds to an error that names it, its phase and the cause."""
+    if doom.phase == SOME_TIME:
+        error, took_s = _error_of(ranks, death.die_some_time, point, doom.rank, seed, SOME_TIME_S)
+        assert error.rank == doom.rank, f"{doom}: {error}"
+        return took_s
+    error, took_s = _error_of(ranks, death.die_while_measuring, point, doom)
+    right = error.rank == doom.rank and error.phase.startswith(doom.phase) and death.WORDS[doom.cause] in error.cause
+    assert right, f"{doom}: {error}"
+    return took_s
+
+
+def _error_of(ranks: Ranks, fn: Callable, *args, **kwargs) -> tuple[RankError, float]:
+    """The error that a call must end in, and after how many seconds."""
+    began_s = time.monotonic()
+    try:
+        ranks.run(fn, *args, **kwargs)
+    except RankError as error:
+        return error, time.monotonic() - began_s
+    raise AssertionError(f"{fn.__name__}{args} {kwargs} went unnoticed")
+
+
+def hangs(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
+    """Ranks that stay away: named within the limit of a round and a second; the next call works."""
+    chance, layout = random.Random(seed), Layout(dp=size)
+    with Ranks(layout, fabric=fabric) as ranks:
+        for _ in range(_at_least_one(HANGS * share)):
+            mode, phase, absent = chance.choice(MODES), chance.choice(("dispatch", "combine")), chance.randrange(size)
+            point = absence.small_point(layout, mode=mode)
+            ranks.run(measure_point, point, timeout_s=600)
+            how = {"absent": absent, "phase": phase, "rounds": 1, "round_limit_s": ROUND_LIMIT_S}
+            hang, took_s = _error_of(ranks, absence.stay_away, point, **how)
+            assert isinstance(hang, Hang), hang
+            assert hang.verdict.absent == (absent,), hang
+            beyond_s = took_s - ROUND_LIMIT_S
+            yield {"fault": f"a rank stays away from {phase}", "mode": mode, "seconds": beyond_s}
+
+
+def fuzz(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
+    """Random rounds and mutations: right, or refused by all ranks in the same words."""
+    rows: list[Row] = []
+    examples = _at_least_one(FUZZED_ROUNDS * share / 2 / TRIALS_A_CALL)  # two rounds a trial
+    with Ranks(Layout(dp=size), fabric=fabric) as ranks, tqdm(total=examples, desc="fuzz calls") as bar:
+
+        @settings(
+            max_examples=examples,
+            phases=(Phase.generate,),
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.lists(random_trials(size), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL), st.booleans())
+        def campaign(chosen, keep):
+            require_due(chosen, ranks.run(trials.run_trials, chosen, keep=keep, timeout_s=600))
+            rows.extend(
+                {"fault": trial.hazard or "none", "mode": trial.mode, "rounds": trial.rounds} for trial in chosen
+            )
+            bar.update()
+
+        campaign()
+    yield from rows
+
+
+def delays(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
+    """The host transports with random pauses wherever order matters, on 1 to 16 ranks."""
+    rounds = _at_least_one(DELAYED_ROUNDS * share / len(MODES) / len(DELAYED_SIZES))
+    with Ranks(Layout(dp=max(DELAYED_SIZES)), fabric="host") as ranks:
+        for size in DELAYED_SIZES:
+            ranks.use(Layout(dp=size))
+            for mode in MODES:
+                ranks.run(races.stress, mode, rounds=rounds, seed=seed + size, timeout_s=600, round_limit_s=60)
+                yield {"fault": f"delays on {size} ranks", "mode": mode, "rounds": rounds}
+
+
+def variants(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
+    """Protocols with a step missing are caught; the sound ones that they were made from pass."""
+    with Ranks(Layout(dp=3), fabric="host") as ranks:
+        for variant in VARIANTS:
+            assert any(ranks.run(races.challenge, variant.name)), f"{variant.name} went unnoticed"
+            assert not any(ranks.run(races.challenge, variant.name, sound=True)), f"{variant.sound.__name__} is wrong"
+            yield {"fault": variant.title, "mode": variant.transport.mode}
+
+
+CAMPAIGNS: dict[str, Callable[..., Iterator[Row]]] = {
+    campaign.__name__: campaign for campaign in (kills, hangs, fuzz, delays, variants)
+}
+
+
+def _at_least_one(count: float) -> int:
+    return max(1, round(count))
+
+
+def keep(out: Path, name: str, fabric: str, rows: list[Row]) -> Path:
+    """One file a campaign and fabric, with where it comes from."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{fabric}_{name}.json"
+    path.write_text(json.dumps({"provenance": records.provenance(fabric=fabric), "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("campaigns", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; all by default")
+    parser.add_argument("--fabric", default="host", choices=("host", "nvlink", "shared_gpu"))
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--share", type=float, default=1.0, help="of the full campaign")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    if unknown := set(options.campaigns) - set(CAMPAIGNS):
+        parser.error(f"no campaign {', '.join(sorted(unknown))}: there are {', '.join(CAMPAIGNS)}")
+    for name in options.campaigns or CAMPAIGNS:
+        found = CAMPAIGNS[name](options.fabric, options.ranks, options.share, options.seed)
+        print(keep(options.out, name, options.fabric, list(tqdm(found, desc=name))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
