@@ -7,14 +7,14 @@ Context for figures, never mixed with records: the columns differ, so `records.j
 from __future__ import annotations
 
 import hashlib
-from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
 
-from mnnvl_lab.errors import RecordError, Refused
+from mnnvl_lab import checkout
+from mnnvl_lab.errors import RecordError
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "published"
+FOLDER = checkout.DATA / "published"
 CHECKSUMS = "SHA256SUMS"
 
 NUMBERS = ("value", "plus_minus")
@@ -56,20 +56,13 @@ def load(name: str | None = None, *, folder: Path = FOLDER) -> pd.DataFrame:
     known = _checksums(folder)
     if name is None:
         return pd.DataFrame([_entry(stem, _read(stem, known, folder)) for stem in known])
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise Refused(f"published table {name!r} is not known: {hint}choose one of {', '.join(known)}")
+    checkout.require_known(name, known, "published table")
     return _read(name, known, folder)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
     path = folder / CHECKSUMS
-    if not path.is_file():
-        raise RecordError(
-            f"{path}: no such file; the published tables come with the source checkout, not with an installed package: "
-            "clone the repository and install it with `pip install --editable .`"
-        )
+    checkout.require_data(path.is_file(), path, "published tables")
     lines = (line.split() for line in path.read_text().splitlines())
     return {Path(file).stem: digest for digest, file in lines}
 
