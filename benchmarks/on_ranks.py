@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -77,3 +78,8 @@ def _timed(group, calls: dict[str, Callable[[], object]], repeats: int) -> dict[
             times_ms[name].append((time.perf_counter() - start_s) * 1e3)
         times_ms["round"].append((time.perf_counter() - began_s) * 1e3)
     return times_ms if len(calls) > 1 else {name: times_ms[name] for name in calls}
+
+
+def resident_mb(rank) -> float:
+    """Resident memory of a rank's process in MB."""
+    return psutil.Process().memory_info().rss / 1e6

@@ -90,7 +90,16 @@ class TestLatency:
         plots.latency(measured, bounds=bounds, ax=ax)
         assert list(line_of(ax, "copied once").get_ydata()) == [1, 16, 256]
         assert "copied once" in words(ax, "label")
-        assert ax.get_ylim()[0] <= 1
+
+    @pytest.mark.parametrize(("least", "in_view"), [(20.0, True), (0.001, False)])
+    def test_a_bound_near_the_samples_is_in_view_and_one_far_below_does_not_press_them_flat(
+        self, measured, ax, least, in_view
+    ):
+        bounds = pd.DataFrame({"tokens": TOKENS, "latency_us": [least, 40.0, 256.0], "bound": "copied once"})
+        plots.latency(measured, bounds=bounds, ax=ax)
+        bottom = ax.get_ylim()[0]
+        assert (bottom <= least) == in_view
+        assert bottom < records.slowest_rank(measured)["latency_us"].min()
 
     def test_unchecked_samples_are_called_so(self, measured, ax):
         plots.latency(measured.assign(checked="no"), ax=ax)

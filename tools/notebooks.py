@@ -18,6 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 
 CELL_TIMEOUT_S = 300
+LIVE = "live"  # tag of a cell whose output is this machine's own time, and so another at every run
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
@@ -43,10 +44,11 @@ def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
-        cell.metadata = {}
+        live = LIVE in cell.metadata.get("tags", [])
+        cell.metadata = {"tags": [LIVE]} if live else {}
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [_scrubbed(output) for output in cell.outputs if not _is_noise(output)]
+            cell.outputs = [] if live else [_scrubbed(output) for output in cell.outputs if not _is_noise(output)]
     return notebook
 
 

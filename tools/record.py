@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mnnvl_lab import conformance, records, wrong_group
+from mnnvl_lab import conformance, knobs, records, wrong_group
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Delay, Sampling, Sweep, links, memory, waste
 from mnnvl_lab.model import require_model
@@ -144,6 +144,21 @@ def record_stragglers(options: argparse.Namespace) -> None:
             run(replace(base, delay=delay), ranks=ranks, out=options.out, resume=True)
 
 
+def record_knobs(options: argparse.Namespace) -> None:
+    """What block sizes, PDL, SM limit, formats and the ways of combine are worth, against the default of each mode."""
+    table = knobs.record(
+        options.out,
+        layout=Layout(dp=options.ranks),
+        model=require_model("deepseek-v3"),
+        tokens=(16, 128, 1024, 4096),
+        fabric=options.fabric,
+        clock="eager" if options.fabric == "host" else "graph",
+        sampling=SAMPLING,
+    )
+    print(knobs.gains(table).to_string())
+    print(knobs.best(table).to_string())
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.record", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -155,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         record_memory,
         record_growth,
         record_stragglers,
+        record_knobs,
     )
     for name, function in ((function.__name__.removeprefix("record_"), function) for function in recorders):
         command = commands.add_parser(name, help=function.__doc__)

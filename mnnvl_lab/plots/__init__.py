@@ -5,6 +5,7 @@ Labels and units come from the column registry; device, fabric and clock stand b
 or configured: that is the caller's.
 """
 
+from mnnvl_lab.plots.context import context
 from mnnvl_lab.plots.grid import rank_grid
 from mnnvl_lab.plots.limits import limits
 from mnnvl_lab.plots.lines import latency, memory
@@ -15,6 +16,7 @@ from mnnvl_lab.plots.traffic import traffic
 
 __all__ = [
     "bounds_table",
+    "context",
     "latency",
     "limits",
     "memory",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LABEL_POINTS = 12.5
 """Least distance between two labels."""
+BELOW = 4
+"""A bound far below every measured point is cut off at so small a part of the least of them."""
 
 
 def latency(
@@ -47,11 +49,12 @@ def latency(
         ends = [
             _line(ax, line, x, "p50_us", stroke, band=("min_us", "p90_us")) for line, stroke in _split(derived, hue)
         ]
-        shown = np.concatenate([derived["p50_us"], derived["min_us"], derived["p90_us"]])
+        shown, floor_us = np.concatenate([derived["p50_us"], derived["min_us"], derived["p90_us"]]), None
         if bounds is not None:
             ends += [_bound(ax, line, x) for _, line in bounds.sort_values(x).groupby("bound", sort=False)]
-            shown = np.concatenate([shown, bounds["latency_us"][bounds["latency_us"] > 0]])
-        _finish(ax, x, "latency_us", derived[x].to_numpy(), shown, ends)
+            floor_us = shown.min() / BELOW
+            shown = np.concatenate([shown, bounds["latency_us"].clip(lower=floor_us)])
+        _finish(ax, x, "latency_us", derived[x].to_numpy(), shown, ends, bottom=floor_us)
         phases = ", ".join(table["phase"].unique())
         head(ax, f"Latency of {_article(phases)} by {_lower(x)}", load_words(table, (x, hue)))
         statistic = "median over iterations of the slowest rank; band: least to 90th percentile"
@@ -132,12 +135,16 @@ def _bases(bounds: pd.DataFrame | None) -> list[str]:
     return [f"{name}: {basis}" for name, basis in bounds[["bound", "basis"]].drop_duplicates().to_numpy()]
 
 
-def _finish(ax: Axes, x: str, y: str, xs: np.ndarray, ys: np.ndarray, ends: list) -> None:
+def _finish(
+    ax: Axes, x: str, y: str, xs: np.ndarray, ys: np.ndarray, ends: list, *, bottom: float | None = None
+) -> None:
     """Axes first, then the labels, whose places depend on them."""
     dress(ax.xaxis, x, xs)
     dress(ax.yaxis, y, ys)
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=0, top=1.08 * ys.max())
+    elif bottom is not None:
+        ax.set_ylim(bottom=max(bottom, ax.get_ylim()[0]))
     ax.grid(visible=False, axis="x")
     _label_ends(ax, ends)
 

@@ -54,7 +54,7 @@ def timeline(
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.set_xlabel("Time since the first rank entered (µs)")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=2, frameon=False)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.6, ncols=2, frameon=False)
         head(ax, f"Who waits for whom in {phase}", _subtitle(bars, hue, chosen))
         caption(ax, f"{origin(table)} · entries by the host's clock", below_points=72)
     return ax
