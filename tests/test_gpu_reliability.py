@@ -1,0 +1,120 @@
+"""Hangs, deaths and bad input on real GPUs; longer: `python -m tools.soak kills hangs fuzz --fabric nvlink --ranks 2`."""
+
+import time
+
+import pytest
+
+from mnnvl_lab.errors import Hang, RankError
+from mnnvl_lab.faults import absence, death
+from mnnvl_lab.faults.death import Death, die_while_measuring
+from mnnvl_lab.faults.hazards import BOTH, hazards
+from mnnvl_lab.faults.trials import Trial, run_trials
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.run import measure_point
+from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.ranks.gpus import count_visible_gpus
+from tests.test_fuzz import require_due
+
+GPUS = count_visible_gpus()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(GPUS == 0, reason="no NVIDIA GPU is visible: FlashInfer's kernels cannot run here"),
+    pytest.mark.timeout(600),
+]
+PAIR = Layout(dp=2)
+FABRIC = "nvlink" if GPUS > 1 else "shared_gpu"
+FIRST_S = 400  # the kernels may have to be compiled
+LIMIT_S = 3.0
+NAMED_WITHIN_S = 5.0
+SLACK_BYTES = 64 << 20  # what a driver keeps for itself comes and goes
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with Ranks(PAIR, fabric=FABRIC) as ranks:
+        yield ranks
+
+
+def used_bytes() -> int:
+    """Memory in use on all visible GPUs, seen from a process that has no CUDA context."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(GPUS)]
+    return sum(pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles)
+
+
+@pytest.mark.parametrize("phase", ["dispatch", "combine"])
+@pytest.mark.parametrize("mode", BOTH)
+def test_a_rank_that_stays_away_is_named_beside_the_spinning_kernel(ranks, mode, phase):
+    point = absence.small_point(PAIR, mode=mode)
+    ranks.run(measure_point, point, timeout_s=FIRST_S)
+    began_s = time.monotonic()
+    with pytest.raises(Hang) as caught:
+        ranks.run(absence.stay_away, point, absent=1, phase=phase, round_limit_s=LIMIT_S)
+    assert time.monotonic() - began_s < LIMIT_S + 1 + 1  # a second for the rounds before it
+    verdict = caught.value.verdict
+    assert verdict.absent == (1,)
+    assert [snapshot.trouble for snapshot in verdict.snapshots.values()] == ["", ""]
+    if mode == "one_sided":
+        epoch = {"dispatch": 7, "combine": 8}[phase]
+        assert verdict.snapshots[0].epoch == epoch
+        assert verdict.snapshots[0].flags[f"{phase}_completion_flags"].tolist() == [epoch, epoch - 2]
+    assert "in stay_away" in caught.value.report
+    assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "doom"),
+    [
+        ("one_sided", Death(rank=1, phase="dispatch", cause="SIGKILL")),
+        ("two_sided", Death(rank=0, phase="combine", cause="exit")),
+        ("one_sided", Death(rank=1, phase="after dispatch", cause="cuda")),
+        ("two_sided", Death(rank=1, phase="timing", cause="SIGKILL")),
+        ("one_sided", Death(rank=0, phase="close", cause="exit")),
+        ("two_sided", Death(rank=0, phase="open", cause="memory")),
+    ],
+    ids=lambda value: getattr(value, "phase", value),
+)
+def test_a_death_is_named_and_the_next_call_works(ranks, mode, doom):
+    point = absence.small_point(PAIR, mode=mode)
+    ranks.run(measure_point, point, timeout_s=FIRST_S)
+    began_s = time.monotonic()
+    with pytest.raises(RankError, match=death.WORDS[doom.cause]) as caught:
+        ranks.run(die_while_measuring, point, doom)
+    assert time.monotonic() - began_s < NAMED_WITHIN_S
+    assert caught.value.rank == doom.rank
+    assert caught.value.phase.startswith(doom.phase)
+    assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
+
+
+def test_memory_of_killed_ranks_comes_back():
+    before = used_bytes()
+    point = absence.small_point(PAIR)
+    with Ranks(PAIR, fabric=FABRIC) as ranks:
+        ranks.run(measure_point, point, timeout_s=FIRST_S)
+        with pytest.raises(Hang):
+            ranks.run(absence.stay_away, point, absent=0, phase="dispatch", round_limit_s=LIMIT_S)
+    deadline_s = time.monotonic() + 5
+    while used_bytes() > before + SLACK_BYTES and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert used_bytes() <= before + SLACK_BYTES
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_every_hazard_is_refused_and_the_transport_goes_on(ranks, mode):
+    chosen = [
+        Trial(mode=mode, tokens=(5, 3), experts=16, top_k=4, hidden=64, hazard=hazard.name, victim=index % 2)
+        for index, hazard in enumerate(hazards(mode))
+    ]
+    require_due(chosen, ranks.run(run_trials, chosen, timeout_s=FIRST_S))
+
+
+def test_the_living_go_on_without_the_dead(ranks):
+    point = absence.small_point(PAIR, enable_rank_mask=True)
+    ranks.run(absence.open_and_keep, point, timeout_s=FIRST_S)
+    ranks.kill(1)
+    [latencies_us] = ranks.run(absence.live_on, point, (0,), only=[0])
+    assert len(latencies_us) == 3
+    ranks.kill(0)  # its workspace wants its peer at its end
+    assert len(ranks.run(measure_point, absence.small_point(PAIR), timeout_s=FIRST_S)) == 2
