@@ -3,12 +3,13 @@
 import mmap
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point
-from mnnvl_lab.measure.live import STALE, UNTOUCHED, VALID, watch_rounds
+from mnnvl_lab.measure.live import NAMELESS, STALE, UNTOUCHED, VALID, watch_rounds
 from mnnvl_lab.measure.memory import Entry, ledger_table, measure_ledger
 from mnnvl_lab.measure.readings import LISTS_MAPPINGS
 from mnnvl_lab.plots.live_region import animate, live_region, strip
@@ -120,12 +121,22 @@ def test_rows_of_an_earlier_larger_round_are_stale(host_ranks):
         assert dispatched.combine_flags_R.tolist() == [2, 2]
         assert second.combine_RM[0].tolist() == [VALID] * 6
         assert second.sent_R.tolist() == [(6, 2)[rank]] * 2
+        assert (opened.tokens_RM == NAMELESS).all()
+        assert np.sort(dispatched.tokens_RM[1]).tolist() == [0, 1, 2, 3, 4, 5]
+        assert sorted(dispatched.tokens_RM[1, :2]) == [0, 1]
+        assert np.sort(dispatched.targets_TK).tolist() == [[0, 1]] * (6, 2)[rank]
+        assert all(np.sort(slots_T).tolist() == list(range((6, 2)[rank])) for slots_T in _slots_of(dispatched))
         ax = live_region(dispatched)
         assert [text.get_text().strip() for text in ax.texts if text.get_gid() == "flag"] == [
             "rows 6, flag 3",
             "rows 2, flag 3",
         ]
         assert ax.images[0].get_array().tolist() == dispatched.dispatch_RM.tolist()
+
+
+def _slots_of(shot):
+    """Slots of this rank's tokens at each target, in token order."""
+    return [shot.slots_TK[shot.targets_TK == target] for target in range(len(shot.sent_R))]
 
 
 def test_only_one_sided_rows_have_a_place_to_watch(host_ranks):

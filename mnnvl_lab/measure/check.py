@@ -49,7 +49,7 @@ def check_received(work: Work, received: Received) -> list[np.ndarray]:
 
 def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
     block = received.block(source)
-    tokens, due = _tokens(received.payloads[0][block]), _due(work, source)
+    tokens, due = named_tokens(received.payloads[0][block]), _due(work, source)
     if not np.array_equal(np.sort(tokens), due):
         raise WrongResult(
             f"ep_rank {work.ep_rank} got tokens {_short(np.sort(tokens))} of ep_rank {source}, due were {_short(due)}"
@@ -62,8 +62,8 @@ def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
     return tokens
 
 
-def _tokens(rows: torch.Tensor) -> np.ndarray:
-    """Tokens by the headers; a torn header gives a token that is not due."""
+def named_tokens(rows: torch.Tensor) -> np.ndarray:
+    """int64 `[rows]`: tokens by the headers; a torn header gives a token that is not due."""
     numeric = rows if rows.dtype in (torch.bfloat16, torch.float16, torch.float32) else rows.view(torch.uint8)
     digits = torch.nan_to_num(numeric[:, : payload.HEADER_WIDTH].float()).cpu().numpy().astype(np.int64)
     return digits[:, 1] + payload.BASE * (digits[:, 2] + payload.BASE * digits[:, 3])

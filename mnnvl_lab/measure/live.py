@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnnvl_lab.transport.exchange import Exchange
 
 UNTOUCHED, VALID, STALE = 0, 1, 2
+NAMELESS = -1
 STATES = MappingProxyType({UNTOUCHED: "never written", VALID: "of this round", STALE: "stale"})
 
 
@@ -34,6 +35,10 @@ class Snapshot:
         dispatch_flags_R, combine_flags_R: epoch that each rank last signalled.
         dispatch_RM, combine_RM: a state of `STATES` for each slot of each source, of the rows that dispatch brought and
             of those that combine pulls. Rows beyond the counter are stale: the kernels never clear them.
+        tokens_RM: the source's token whose row lies in each slot of dispatch, by the row's own header; `NAMELESS` in a
+            slot that was never written.
+        targets_TK, slots_TK: for each of this rank's own tokens, to which rank it went and into which slot there
+            (`topk_target_ranks`, `topk_send_indices`); -1 at a choice whose rank an earlier choice has named.
     """
 
     moment: str
@@ -45,6 +50,9 @@ class Snapshot:
     combine_flags_R: np.ndarray
     dispatch_RM: np.ndarray
     combine_RM: np.ndarray
+    tokens_RM: np.ndarray
+    targets_TK: np.ndarray
+    slots_TK: np.ndarray
 
 
 def watch_rounds(rank, points: Sequence[Point]) -> list[Snapshot]:
@@ -110,9 +118,11 @@ def snapshot(
     shift = plan.aux_bytes - need.aux_bytes
     dispatch = need.payload_offsets(rows_bytes, runtime_max_tokens=runtime_max_tokens)[0] + shift
     combine = need.combine_offset(rows_bytes, runtime_max_tokens=runtime_max_tokens) + shift
-    regions = cut(row, plan.regions[:6])
+    regions = cut(row, plan.regions[:8])
     shape = exchange.ep_size, runtime_max_tokens
     valid_RM = np.arange(runtime_max_tokens) < regions["recv_counters"][:, None]
+    sent = slice(int(regions["local_token_counter"][0]) * exchange.top_k)
+    dispatched = _slots(row, dispatch, rows_bytes[0], shape)
     return Snapshot(
         moment=moment,
         ep_rank=ep_rank,
@@ -121,16 +131,31 @@ def snapshot(
         received_R=regions["recv_counters"].copy(),
         dispatch_flags_R=regions["dispatch_completion_flags"].copy(),
         combine_flags_R=regions["combine_completion_flags"].copy(),
-        dispatch_RM=_states(row, dispatch, rows_bytes[0], shape, valid_RM),
-        combine_RM=_states(row, combine, exchange.combine_bytes_per_token, shape, valid_RM),
+        dispatch_RM=_states(dispatched, valid_RM),
+        combine_RM=_states(_slots(row, combine, exchange.combine_bytes_per_token, shape), valid_RM),
+        tokens_RM=_names(dispatched, exchange.payload_parts[0].dtype),
+        targets_TK=regions["topk_target_ranks"][sent].reshape(-1, exchange.top_k).copy(),
+        slots_TK=regions["topk_send_indices"][sent].reshape(-1, exchange.top_k).copy(),
     )
 
 
-def _states(row: np.ndarray, begin: int, row_bytes: int, shape: tuple[int, int], valid_RM: np.ndarray) -> np.ndarray:
+def _slots(row: np.ndarray, begin: int, row_bytes: int, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 `[R, M, row_bytes]`, a view."""
+    return row[begin : begin + shape[0] * shape[1] * row_bytes].reshape(*shape, row_bytes)
+
+
+def _states(slots: np.ndarray, valid_RM: np.ndarray) -> np.ndarray:
     """A row that was never written is all zero, as the workspace was when it was opened."""
-    slots = row[begin : begin + shape[0] * shape[1] * row_bytes].reshape(*shape, row_bytes)
-    written_RM = slots.any(axis=2)
-    return np.where(written_RM, np.where(valid_RM, VALID, STALE), UNTOUCHED)
+    return np.where(slots.any(axis=2), np.where(valid_RM, VALID, STALE), UNTOUCHED)
+
+
+def _names(slots: np.ndarray, dtype: str) -> np.ndarray:
+    import torch
+
+    from mnnvl_lab.measure.check import named_tokens
+
+    rows = torch.from_numpy(slots.reshape(-1, slots.shape[2])).view(getattr(torch, dtype))
+    return np.where(slots.any(axis=2), named_tokens(rows).reshape(slots.shape[:2]), NAMELESS)
 
 
 def _exchange_of(points: Sequence[Point]) -> Exchange:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.measure.live import STALE, STATES, UNTOUCHED, VALID, Snapshot
-from mnnvl_lab.plots.look import BLUE, FAINT, INK, ORANGE, QUIET, caption, head, new_axes, style
+from mnnvl_lab.measure.live import NAMELESS, STALE, STATES, UNTOUCHED, VALID, Snapshot
+from mnnvl_lab.plots.look import BLUE, FAINT, INK, ORANGE, QUIET, caption, head, ink_on, new_axes, style
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 FILLS = {UNTOUCHED: "white", VALID: BLUE, STALE: ORANGE}
 REGIONS = ("dispatch", "combine")
+READABLE = 24
+"""Up to so many slots each row of dispatch carries the number of its token."""
 
 
 def live_region(snapshot: Snapshot, *, region: str = "dispatch", words: str = "", ax: Axes | None = None) -> Axes:
     """A cell a slot, a line a source; beside it how many rows came and which epoch the source last signalled.
+
+    A row that dispatch brought carries the number that its token has on its source, where there is room.
 
     Args:
         snapshot: of `measure.live.watch_rounds`.
@@ -37,6 +41,8 @@ def live_region(snapshot: Snapshot, *, region: str = "dispatch", words: str = ""
     with style():
         ax = new_axes(ax, width=8.4, height=1.7 + 0.4 * len(states_RM))
         _cells(ax, states_RM)
+        if region == "dispatch" and states_RM.shape[1] <= READABLE:
+            _name_tokens(ax, snapshot)
         for source, flag in enumerate(getattr(snapshot, f"{region}_flags_R")):
             _flag(ax, states_RM.shape[1], source, int(snapshot.received_R[source]), int(flag), snapshot.epoch)
         ax.set_xlabel("Slot")
@@ -91,6 +97,13 @@ def _cells(ax: Axes, states_RM: np.ndarray) -> None:
     if states_RM.shape[1] <= 64:
         ax.grid(visible=True, which="minor", color=FAINT, linewidth=0.6)
     ax.tick_params(which="minor", length=0)
+
+
+def _name_tokens(ax: Axes, snapshot: Snapshot) -> None:
+    for (source, slot), token in np.ndenumerate(snapshot.tokens_RM):
+        if token != NAMELESS:
+            color = ink_on(FILLS[int(snapshot.dispatch_RM[source, slot])])
+            ax.text(slot, source, str(token), ha="center", va="center", fontsize=8.5, color=color, gid="token")
 
 
 def _flag(ax: Axes, slots: int, source: int, received: int, flag: int, epoch: int) -> None:
