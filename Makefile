@@ -22,7 +22,7 @@ bench: $(VENV)/.ready  ## what the host transports and the lab itself cost, as t
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/.ready  ## the long campaigns: kills, delays, fuzzed rounds
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	$(BIN)/python -m tools.soak
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""Hangs, deaths and bad input on real GPUs; longer: `python -m tools.soak kills hangs fuzz --fabric nvlink --ranks 2`."""
+"""Hangs, deaths and bad input on real GPUs.
+
+The long version: `python -m tools.soak kills hangs fuzz --fabric nvlink --ranks 2`.
+"""
 
 import time
 

@@ -21,7 +21,7 @@ PAGE = Path("docs/reliability.md")
 MEANING = {
     "kills": "a rank dies in a random phase: named with phase and cause, nothing left, next call right",
     "hangs": "a rank stays away: named with whom it keeps waiting, next call right",
-    "fuzz": "random rounds, three quarters of them with a spoiled one between: right to the last bit, or refused by all ranks alike",
+    "fuzz": "random rounds, most with a spoiled one between: right to the last bit, or refused by all alike",
     "delays": "random pauses wherever order matters, on 1 to 16 ranks of two cores: no wrong row",
     "variants": "protocols with a step missing: caught, and the sound ones pass",
 }
