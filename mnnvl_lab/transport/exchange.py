@@ -24,6 +24,8 @@ class Exchange(Need):
             what the kernels then say.
         payload_in_workspace: the experts write their result straight into the workspace (one-sided).
         enable_rank_mask: rounds may leave out dead ranks (one-sided).
+        without_pdl: each kernel is launched when the one before it has ended; by default it may be set up earlier
+            (programmatic dependent launch, one-sided).
 
     The rest are those of `Need`.
     """
@@ -32,11 +34,13 @@ class Exchange(Need):
     workspace_group: str = "ep"
     payload_in_workspace: bool = False
     enable_rank_mask: bool = False
+    without_pdl: bool = False
 
     @property
     def workspace_options(self) -> tuple[str, ...]:
         """Options in use that only the one-sided workspace has."""
-        names = ("payload_in_workspace", "low_precision_combine", "eplb_stats_experts", "enable_rank_mask")
+        own = ("payload_in_workspace", "enable_rank_mask", "without_pdl")
+        names = ("low_precision_combine", "eplb_stats_experts", *own)
         return tuple(name for name in names if getattr(self, name))
 
 

@@ -59,6 +59,7 @@ class FlashInferOneSided(FlashInferTransport):
             self.ep_size,
             x.top_k,
             x.experts,
+            enable_pdl=self._pdl,
             eplb_local_stats=batch.eplb_stats_E,
             **self._rank_mask(batch),
             recv_view_cache=self._view_cache,
@@ -80,6 +81,7 @@ class FlashInferOneSided(FlashInferTransport):
             payload_in_workspace=x.payload_in_workspace,
             output=self._output(batch) if output is None else output,
             use_low_precision=x.low_precision_combine,
+            enable_pdl=self._pdl,
             **self._rank_mask(batch),
         )
 
@@ -126,6 +128,11 @@ class FlashInferOneSided(FlashInferTransport):
     def close(self) -> None:
         self._views, self._view_cache = [], {}
         super().close()
+
+    @property
+    def _pdl(self) -> bool | None:
+        """As FlashInfer's functions take it: None is what the device can do."""
+        return False if self.exchange.without_pdl else None
 
     def _output(self, batch: Batch) -> torch.Tensor:
         import torch
