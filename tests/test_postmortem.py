@@ -169,15 +169,25 @@ HANGING = verdict_on(one_sided(0, 7, [7, 5], [6, 6]), one_sided(1, 6, [5, 5], [6
 LATER = verdict_on(one_sided(0, 9, [9, 7], [8, 8]), one_sided(1, 8, [7, 7], [8, 8]))
 
 
+def stall_of(*looks, phases=lambda: {0: "timing"}, seconds_used=dict, limit_s=0.0):
+    return Stall(phases=phases, seconds_used=seconds_used, examine=Looks(*looks), limit_s=limit_s)
+
+
 @pytest.mark.parametrize(("looks", "hangs"), [((HANGING, HANGING), True), ((HANGING, LATER), False)])
 def test_a_stall_is_a_hang_only_if_two_looks_agree(looks, hangs):
-    stall = Stall(phases=lambda: {0: "timing"}, examine=Looks(*looks), limit_s=0)
+    assert (stall_of(*looks)(()) is HANGING) == hangs
+
+
+@pytest.mark.parametrize(("worker", "hangs"), [(1, False), (0, True)])
+def test_an_awaited_rank_that_computes_is_late_and_not_absent(worker, hangs):
+    clock = iter(range(100))
+    stall = stall_of(HANGING, HANGING, seconds_used=lambda: {0: 0, 1: 0} | {worker: next(clock)})
     assert (stall(()) is HANGING) == hangs
 
 
 def test_ranks_that_report_progress_are_left_alone():
     words = iter(range(10**6))
-    stall = Stall(phases=lambda: {0: str(next(words))}, examine=Looks(), limit_s=0.3)
+    stall = stall_of(phases=lambda: {0: str(next(words))}, limit_s=0.3)
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
         assert stall(()) is None

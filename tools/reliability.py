@@ -46,8 +46,9 @@ LIMITS_TEXT = """## Limits
 
 - A rank that holds Python's lock inside C code cannot be asked for its flags. Its stack is read all the same, and its
   peers' flags tell whom they wait for.
-- A round that has not moved for 10 s while a rank waits inside it is taken for a hang (`Ranks.run(round_limit_s=...)`).
-  A rank that works so long between two phases would be, too: raise the limit.
+- A round that has not moved for 5 s (`Ranks.run(round_limit_s=...)`) while a rank waits inside it, and the one that it
+  waits for uses no processor time, is taken for a hang. A rank lost in a busy loop looks like one at work: there the
+  limit of the whole call holds (`timeout_s`).
 - Ranks on other machines (SSH, Slurm) are seen through ipyparallel's heartbeat alone: their end is noticed in seconds,
   but neither flags nor stacks are read.
 - With the two-sided kernels, a rank that was sent nothing and sends nothing shows no trace in the FIFOs: what it said

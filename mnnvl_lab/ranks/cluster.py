@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,6 +121,15 @@ class Cluster:
         if not process.here:
             return process.engine in self._client.ids
         return alive(process.handle)
+
+    def seconds_used(self, processes: Mapping[int, Process]) -> dict[int, float]:
+        """Processor time of each process on this machine that runs, under the keys given."""
+        used = {}
+        for key, process in processes.items():
+            with suppress(psutil.Error):
+                if process.here:
+                    used[key] = sum(process.handle.cpu_times()[:2])
+        return used
 
     def kill(self, processes: Sequence[Process]) -> None:
         """Kill engines and wait until they are gone, so that what they held (GPU memory, ports) is free."""

@@ -147,6 +147,7 @@ class Crew:
         """Notices a round that hangs in the call that begins now."""
         stall = Stall(
             phases=lambda: {rank: self._phase(rank, "") for rank in range(layout.world_size)},
+            seconds_used=lambda: self._cluster.seconds_used(self.processes),
             examine=lambda done: self.examine(layout, done=done, limit_s=limit_s),
             limit_s=limit_s,
         )

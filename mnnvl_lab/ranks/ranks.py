@@ -113,8 +113,8 @@ class Ranks:
         Args:
             fn: a function of a module that the ranks can import, not of a notebook.
             timeout_s: limit of the whole call; ranks that have not answered by then are killed.
-            round_limit_s: limit of one round inside it: ranks that stand still so long while one waits for another in
-                prepare, dispatch or combine hang, and are killed. Far above what a round takes.
+            round_limit_s: limit of one round inside it, far above what one takes: ranks that stand still so long, while
+                one in prepare, dispatch or combine waits for another that does not compute, hang and are killed.
             only: the ranks to call, if not all. Dead ranks are then left dead.
 
         Raises:
