@@ -13,7 +13,7 @@ test: $(VENV)/.ready  ## set up, lint, run the tests
 	$(BIN)/python -m pytest
 
 lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=$(CURDIR) notebooks/00-quickstart.ipynb
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) notebooks/00-quickstart.ipynb
 
 notebooks: $(VENV)/.ready  ## run every notebook afresh and keep its scrubbed outputs
 	$(BIN)/python -m tools.notebooks refresh notebooks/*.ipynb

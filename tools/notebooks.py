@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 CELL_TIMEOUT_S = 300
@@ -30,10 +31,9 @@ def execute(path: Path, workdir: Path) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(path, as_version=4)
     workdir.mkdir(parents=True, exist_ok=True)
-    client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(workdir)}}
-    )
-    return client.execute()
+    kernel = AsyncKernelManager(kernel_name="python3", transport_encryption="auto")
+    where = {"metadata": {"path": str(workdir)}}
+    return NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where).execute()
 
 
 def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
