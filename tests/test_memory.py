@@ -12,7 +12,7 @@ from mnnvl_lab.measure import Point
 from mnnvl_lab.measure.live import NAMELESS, STALE, UNTOUCHED, VALID, watch_rounds
 from mnnvl_lab.measure.memory import Entry, ledger_table, measure_ledger
 from mnnvl_lab.measure.readings import LISTS_MAPPINGS
-from mnnvl_lab.plots.live_region import animate, live_region, strip
+from mnnvl_lab.plots.live_region import animate, live_region, play, strip
 from mnnvl_lab.plots.memory_ledger import memory_ledger
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Load, Uniform
@@ -153,3 +153,6 @@ def test_frames_show_every_moment(host_ranks):
         any(moment in text.get_text() for text in ax.texts) for moment, ax in zip(moments, figure.axes, strict=True)
     )
     assert animate(shots).to_jshtml().count("data:image/png") == len(shots)
+    first, again = (play(shots).data for _ in range(2))
+    assert first == again
+    assert first.count("data:image/png") == len(shots)

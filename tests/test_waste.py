@@ -1,7 +1,9 @@
 """What wastes memory, against numbers worked out elsewhere, and growth on FlashInfer's own class."""
 
+import pandas as pd
 import pytest
 
+from mnnvl_lab import plots
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import waste
@@ -72,6 +74,17 @@ def exchange(**changed):
 def test_growth_on_host_is_refused(host_ranks):
     with pytest.raises(Refused, match="MoeAlltoAll needs GPUs"):
         host_ranks.run(waste.grow, exchange(), (1, 2))
+
+
+def test_the_figure_of_growth_shows_what_was_taken_under_what_was_predicted():
+    """Written by hand: three workspaces of 2, 4 and 8, of which upstream keeps all and loses 1 at the end."""
+    taken = {"upstream_bytes": (2, 6, 14), "upstream_left_bytes": 1, "own_bytes": (2, 4, 9), "own_left_bytes": 0}
+    ax = plots.growth(pd.DataFrame([{"rank": 0, "tokens": (1, 2, 3), "predicted_bytes": (2, 6, 14)} | taken]))
+    upstream, own = ([bar.get_height() for bar in bars] for bars in ax.containers)
+    assert (upstream, own) == ([2, 6, 14, 1], [2, 4, 9, 0])
+    lines = {lines.get_gid(): [ends[0][1] for ends in lines.get_segments()] for lines in ax.collections}
+    assert lines == {"predicted upstream": [2, 6, 14, 0], "predicted own": [2, 4, 8, 0]}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1 tokens", "2 tokens", "3 tokens", "given back"]
 
 
 @pytest.mark.gpu

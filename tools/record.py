@@ -122,7 +122,7 @@ def record_growth(options: argparse.Namespace) -> None:
     exchange = next(sweeps_of(options.fabric, options.ranks, options.gpus)[0].points()).exchange
     with Ranks(exchange.layout, fabric=options.fabric) as ranks:
         grown = ranks.run(waste.grow, exchange, (256, 1024, 4096), timeout_s=120)
-    table = pd.DataFrame([{"rank": rank} | asdict(growth) for rank, growth in enumerate(grown)])
+    table = pd.DataFrame([{"rank": rank, "fabric": options.fabric} | asdict(one) for rank, one in enumerate(grown)])
     table.attrs = {"mnnvl_lab": records.provenance(fabric=options.fabric)}
     records.save_aside(table, options.out, kind="growth")
     print(table.to_string())

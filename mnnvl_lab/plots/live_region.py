@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,14 @@ from mnnvl_lab.measure.live import NAMELESS, STALE, STATES, UNTOUCHED, VALID, Sn
 from mnnvl_lab.plots.look import BLUE, FAINT, INK, ORANGE, QUIET, caption, head, ink_on, new_axes, style
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from matplotlib.animation import FuncAnimation
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FILLS = {UNTOUCHED: "white", VALID: BLUE, STALE: ORANGE}
 REGIONS = ("dispatch", "combine")
+PLAYER_ID = re.compile(r"(?<=_anim_slider)[0-9a-f]{32}")  # matplotlib draws it at random
 READABLE = 24
 """Up to so many slots each row of dispatch carries the number of its token."""
 
@@ -85,6 +88,17 @@ def animate(
         return ax.get_children()
 
     return FuncAnimation(ax.figure, draw, frames=len(snapshots), interval=interval_ms, repeat=True)
+
+
+def play(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "") -> HTML:
+    """`animate` with its controls, for a notebook: the same HTML whenever the snapshots are the same."""
+    from IPython.display import HTML
+    from matplotlib import pyplot
+
+    animation = animate(snapshots, region=region, words=words)
+    html = animation.to_jshtml(default_mode="once")
+    pyplot.close(animation._fig)
+    return HTML(html.replace(PLAYER_ID.search(html)[0], f"{region}_frames"))
 
 
 def _cells(ax: Axes, states_RM: np.ndarray) -> None:

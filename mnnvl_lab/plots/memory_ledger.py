@@ -9,7 +9,7 @@ import pandas as pd
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.plots.look import BLUE, GREEN, INK, ORANGE, QUIET, caption, head, load_words, new_axes, style
-from mnnvl_lab.plots.scales import size_words
+from mnnvl_lab.plots.scales import binary_steps, size_words
 from mnnvl_lab.records import provenance_of
 
 if TYPE_CHECKING:
@@ -51,18 +51,14 @@ def memory_ledger(table: pd.DataFrame, *, x: str = "step", hue: str = "rank", ax
         _binary_scale(ax, rows)
         ax.legend(frameon=False, ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.1))
         head(ax, "Memory, step by step", f"{hue} {rows[hue].iloc[0]} · {load_words(rows)}")
-        caption(ax, _origin(table), below_points=52)
+        caption(ax, read_where(table), below_points=52)
     return ax
 
 
 def _binary_scale(ax: Axes, rows: pd.DataFrame) -> None:
-    """Ticks at multiples of a power of two, and room for the words above the highest level."""
-    from matplotlib.ticker import MultipleLocator
-
-    top = max(float(rows["used_bytes"].max()), 1.0)
-    ax.yaxis.set_major_locator(MultipleLocator(2.0 ** (np.floor(np.log2(top)) - 2)))
-    ax.yaxis.set_major_formatter(lambda value, _: size_words(value))
-    ax.set_ylim(0, 1.14 * top)
+    """Binary ticks, and room for the words above the highest level."""
+    binary_steps(ax.yaxis, rows["used_bytes"].to_numpy())
+    ax.set_ylim(0, 1.14 * max(rows["used_bytes"].max(), 1))
 
 
 def _connect(ax: Axes, places: np.ndarray, used: np.ndarray) -> None:
@@ -88,6 +84,7 @@ def _what(rows: pd.DataFrame) -> str:
     return "Shared segments that the process maps" if host else "Memory in use on the GPU"
 
 
-def _origin(table: pd.DataFrame) -> str:
+def read_where(table: pd.DataFrame) -> str:
+    """For a caption: fabric and device of readings of memory."""
     fabrics = ", ".join(table["fabric"].unique()) if "fabric" in table.columns else "unknown fabric"
     return f"{fabrics} · {provenance_of(table).get('device', 'unknown device')} · read between barriers"

@@ -43,7 +43,7 @@ def dress(axis: Axis, name: str, values: np.ndarray) -> None:
     if _is_wide(values):
         _logarithmic(axis, values, binary=is_bytes or not column.unit)
     elif is_bytes:
-        _binary_steps(axis, values)
+        binary_steps(axis, values)
     axis.set_major_formatter(lambda value, _: words(value))
 
 
@@ -75,8 +75,10 @@ def _octaves(values: np.ndarray, at_most: int = 12) -> list[float]:
     return zero + [2.0**power for power in range(low, high + 1, step)]
 
 
-def _binary_steps(axis: Axis, values: np.ndarray) -> None:
+def binary_steps(axis: Axis, values: np.ndarray) -> None:
+    """Ticks at multiples of a power of two, named as sizes."""
     from matplotlib.ticker import MultipleLocator
 
     top = max(float(values.max()), 1)
     axis.set_major_locator(MultipleLocator(2.0 ** (np.floor(np.log2(top)) - 2)))
+    axis.set_major_formatter(lambda size_bytes, _: size_words(size_bytes))
