@@ -16,6 +16,7 @@ from mnnvl_lab.measure.work import Work, received_gain, stand_in
 from mnnvl_lab.oracle import dispatch, partial_gain, payload, reduce_slots
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.exchange import Batch, Received
+from mnnvl_lab.transport.rows import as_e4m3
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache of a core, or large enough for a GPU
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
@@ -147,7 +148,7 @@ def _slot(work: Work, rows: torch.Tensor, gain: np.ndarray, served: np.ndarray) 
     x = work.point.exchange
     partial = (rows * work.on_device(gain)[:, None]).to(_dtype(x.combine_dtype))
     if x.low_precision_combine:
-        partial = partial.float().clamp(-448, 448).to(torch.float8_e4m3fn)
+        partial = as_e4m3(partial)
     return torch.where(work.on_device(served)[:, None], partial.float(), 0.0)
 
 

@@ -51,7 +51,7 @@ def _volley(mine, theirs, left_over, volleys, spins, SERVES: tl.constexpr):
     tl.store(left_over, left)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Way:
     """Copies in one direction on streams of their own: torch ties a copy to the current streams of both GPUs.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
 from typing import Any
 
 from mnnvl_lab.errors import LabError, RankError
@@ -16,18 +15,18 @@ from mnnvl_lab.ranks.engine import Failure
 GRACE_S = 2.0  # that others get after a rank failed or died: those that wait for it would wait until the limit
 
 
-@dataclass(kw_only=True)
 class Outcome:
     """What each rank did: answered, failed, died or stayed silent. Every dict is keyed by rank, the earliest first.
 
     `hang` is set where ranks were found waiting for one another before the limit of the call.
     """
 
-    values: dict[int, Any] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    dead: list[int] = field(default_factory=list)
-    silent: list[int] = field(default_factory=list)
-    hang: Verdict | None = None
+    def __init__(self):
+        self.values: dict[int, Any] = {}
+        self.failures: dict[int, Failure] = {}
+        self.dead: list[int] = []
+        self.silent: list[int] = []
+        self.hang: Verdict | None = None
 
     def take(self, rank: int, future: Future) -> None:
         try:

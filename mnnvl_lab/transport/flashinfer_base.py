@@ -73,6 +73,7 @@ class FlashInferTransport(Transport):
         """What this rank's flags say now, readable from another thread while a kernel spins on them."""
 
     def close(self) -> None:
+        self.rank.watched = None  # a post-mortem must not read memory that is gone
         with ExitStack() as every_one_even_if_one_fails:
             while self._memories:
                 every_one_even_if_one_fails.callback(self._memories.pop().close)

@@ -22,7 +22,7 @@ from mnnvl_lab.transport.exchange import Batch, Exchange, Received
 from mnnvl_lab.transport.keeping import put_back, take
 from mnnvl_lab.transport.peek import cut
 from mnnvl_lab.transport.routes import Routes
-from mnnvl_lab.transport.rows import as_bytes
+from mnnvl_lab.transport.rows import as_bytes, as_e4m3
 from mnnvl_lab.transport.segments import Segments
 from mnnvl_lab.transport.slot_sum import RowTable, SlotSum
 from mnnvl_lab.workspace import OneSidedWorkspace
@@ -30,7 +30,6 @@ from mnnvl_lab.workspace import OneSidedWorkspace
 KERNEL_WORDS = (
     "Check failed: workspace.size(0) == epSize ({spans} vs. {ep_size}) : workspace first dim must equal ep_size"
 )
-E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +229,7 @@ class HostOneSided(Transport):
         if x.payload_in_workspace:
             rows = rows.view(torch.float8_e4m3fn)[:, : x.hidden]
         for block in self._blocks():
-            rows[block] = _saturated(partials[block]) if x.low_precision_combine else partials[block]
+            rows[block] = as_e4m3(partials[block]) if x.low_precision_combine else partials[block]
         return rows.stride(0) * rows.element_size()
 
     def _blocks(self) -> list[slice]:
@@ -249,8 +248,3 @@ class HostOneSided(Transport):
             grain_bytes=gcd(memory.stride_bytes, begin, stride_bytes),
         )
         return self._sum(table, self._round.routes.offsets_TK(first_R, stride_bytes))
-
-
-def _saturated(rows: torch.Tensor) -> torch.Tensor:
-    """fp8 e4m3 without a scale, as `cvt.rn.satfinite` casts."""
-    return rows.float().clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)

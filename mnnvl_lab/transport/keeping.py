@@ -31,7 +31,7 @@ class Held:
     ticket: str
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Shelf:
     """Workspaces put aside, by mode."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mnnvl_lab.model import Part
+from mnnvl_lab.oracle.rounding import E4M3_MAX
 
 
 def as_bytes(rows: torch.Tensor) -> torch.Tensor:
@@ -12,6 +13,11 @@ def as_bytes(rows: torch.Tensor) -> torch.Tensor:
     if rows.numel():
         return rows.view(torch.uint8)
     return torch.empty(rows.shape[0], rows.shape[1] * rows.element_size(), dtype=torch.uint8, device=rows.device)
+
+
+def as_e4m3(rows: torch.Tensor) -> torch.Tensor:
+    """fp8 e4m3 without a scale, saturating, as `cvt.rn.satfinite` casts; torch alone would make NaN of what is beyond."""
+    return rows.float().clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def typed(rows: torch.Tensor, part: Part) -> torch.Tensor:

@@ -20,7 +20,7 @@ from mnnvl_lab.oracle.combine import reduce_slots
 SCRATCH_BYTES = 5 << 17  # of float32 rows: with the rows they come from they should stay in a core's own cache
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trees:
     """A binary tree for each of T tokens, in Polish notation: bit 1 opens a sum, bit 0 is a row; none has no bits.
 
@@ -34,7 +34,7 @@ class Trees:
         both_T = (self.length_T > 0) & (other.length_T > 0)
         below_T = self.length_T + other.length_T
         bits_T = (both_T.astype(np.int64) << below_T) | (self.bits_T << other.length_T) | other.bits_T
-        return Trees(bits_T, below_T + both_T)
+        return Trees(bits_T=bits_T, length_T=below_T + both_T)
 
 
 @lru_cache(maxsize=4096)
@@ -57,7 +57,8 @@ def additions(bits: int, length: int) -> tuple[tuple[int, int], ...]:
 
 def groups(filled_TK: np.ndarray) -> Iterator[tuple[tuple[tuple[int, int], ...], int, np.ndarray]]:
     """Tokens with the same tree: its additions, the number of its rows, the tokens ascending."""
-    slots = [Trees(np.zeros(len(filled_TK), np.int64), filled_T.astype(np.int64)) for filled_T in filled_TK.T]
+    nothing_T = np.zeros(len(filled_TK), np.int64)
+    slots = [Trees(bits_T=nothing_T, length_T=filled_T.astype(np.int64)) for filled_T in filled_TK.T]
     trees = reduce_slots(slots)
     key_T = trees.bits_T << 1 | (trees.length_T > 0)
     order = np.argsort(key_T, kind="stable")
