@@ -60,7 +60,7 @@ def ranks(host_ranks):
 
 
 # Not shrunk: a call costs a second, and the assertion names the one trial that failed.
-@settings(max_examples=8, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
 @given(chosen=st.lists(trials(4), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL), keep=st.booleans())
 def test_random_rounds_are_right_or_refused(ranks, chosen, keep):
     require_due(chosen, ranks.run(run_trials, chosen, keep=keep))

@@ -1,10 +1,9 @@
 """Post-mortem of a hang: the judgement on snapshots made by hand, then on ranks that hang."""
 
+import pickle
 import time
-from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from mnnvl_lab.errors import Hang
@@ -251,5 +250,4 @@ def test_a_rank_that_returned_while_others_agree_on_a_batch(ranks):
     assert took_s < LIMIT_S + 1
     assert hang.verdict.absent == (3,)
     assert "it is finished" in str(hang)
-    assert isinstance(hang.verdict.to_frame(), pd.DataFrame)
-    assert isinstance(hang.verdict.snapshots, Mapping)
+    assert str(pickle.loads(pickle.dumps(hang))) == str(hang)

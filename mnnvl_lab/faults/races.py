@@ -18,7 +18,7 @@ MAX_TOKENS = 16
 DELAYS_S = (0, 0, 0, 1e-5, 1e-4, 2e-3)
 
 
-def challenge(rank, name: str, *, rounds: int = 6, sound: bool = False) -> list[str]:
+def challenge(rank, name: str, *, rounds: int = 4, sound: bool = False) -> list[str]:
     """Rank function: what goes wrong on this rank with a broken transport, in words; empty if nothing does.
 
     Args:
