@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from contextlib import contextmanager
 from itertools import cycle
 
@@ -15,7 +13,6 @@ from mnnvl_lab.routing import Load, Uniform, Zipf
 from mnnvl_lab.transport.exchange import Exchange
 
 MAX_TOKENS = 16
-DELAYS_S = (0, 0, 0, 1e-5, 1e-4, 2e-3)
 
 
 def challenge(rank, name: str, *, rounds: int = 4, sound: bool = False) -> list[str]:
@@ -82,6 +79,7 @@ def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
     Raises:
         WrongResult: one was not.
     """
+    from mnnvl_lab.faults.dawdling import DAWDLING
     from mnnvl_lab.measure.check import checked_round
     from mnnvl_lab.measure.work import Work
 
@@ -89,8 +87,7 @@ def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
     exchange = Exchange(
         mode=mode, layout=rank.layout, max_tokens=MAX_TOKENS, hidden=64, experts=8 * rank.layout.ep_size, top_k=4
     )
-    with _dawdling(mode)(rank, exchange) as transport:
-        transport.dawdle = Dawdle(seed + rank.index)
+    with DAWDLING[mode](rank, exchange, seed) as transport:
         for index in range(rounds):
             tokens = tuple(chance.integers(0, MAX_TOKENS + 1, rank.layout.ep_size).tolist())
             routing = (Uniform(), Zipf(exponent=1.5))[index % 2]
@@ -98,62 +95,3 @@ def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
             transport.dawdle()
             checked_round(transport, work, work.batch())
     return rounds
-
-
-class Dawdle:
-    """Sleeps for a random while, mostly none: what a busy machine does to a process."""
-
-    def __init__(self, seed: int):
-        self._random = random.Random(seed)
-
-    def __call__(self) -> None:
-        time.sleep(self._random.choice(DELAYS_S))
-
-
-def _dawdling(mode: str) -> type:
-    from mnnvl_lab.transport.fifo import Fifo
-    from mnnvl_lab.transport.host_lanes import Lanes
-    from mnnvl_lab.transport.host_one_sided import HostOneSided
-    from mnnvl_lab.transport.host_two_sided import HostTwoSided
-
-    class DawdlingOneSided(HostOneSided):
-        """Late with single rows, with counts, with flags, with laying out and with pulling."""
-
-        dawdle = staticmethod(lambda: None)
-
-        def _put(self, *args):
-            self.dawdle()
-            super()._put(*args)
-
-        def _announce_rows(self, *args):
-            self.dawdle()
-            super()._announce_rows(*args)
-            self.dawdle()
-
-        def _lay_out(self, partials):
-            self.dawdle()
-            return super()._lay_out(partials)
-
-        def _pull(self, stride_bytes):
-            self.dawdle()
-            return super()._pull(stride_bytes)
-
-    class DawdlingFifo(Fifo):
-        """Late between an entry and its counter."""
-
-        def advance(self, counter):
-            dawdle()
-            super().advance(counter)
-
-    class DawdlingLanes(Lanes):
-        def fifo(self, sender, receiver, channel):
-            return DawdlingFifo(**vars(super().fifo(sender, receiver, channel)))
-
-    class DawdlingTwoSided(HostTwoSided):
-        dawdle = staticmethod(lambda: None)
-
-        def _open_lanes(self):
-            return tuple(DawdlingLanes(**vars(lanes)) for lanes in super()._open_lanes())
-
-    dawdle = Dawdle(0)
-    return {"one_sided": DawdlingOneSided, "two_sided": DawdlingTwoSided}[mode]
