@@ -136,6 +136,18 @@ class TestFit:
             widths.append(p.high_us / p.low_us)
         assert widths[1] > 1.2 * widths[0]
 
+    def test_how_much_of_a_parameter_is_from_data(self, observed):
+        two = lm.fit([o for o in observed if o.point.mode == "allgather_reducescatter"]).table().set_index("parameter")
+        assert two.loc["hop_us", "from_data"] == pytest.approx(0, abs=0.01)
+        assert two.loc["eager_us", "from_data"] > 0.9
+
+    def test_points_held_against_a_model_leave_it_as_it_is(self, observed):
+        of_mode = [o for o in observed if o.point.mode == "one_sided"]
+        model = lm.fit(of_mode[:-1])
+        table = lm.held_against(model, [*of_mode[-1:], *(o for o in observed if o.point.mode == "two_sided")])
+        assert table["predicted_us"].tolist() == pytest.approx([model.predict(of_mode[-1].point).latency_us])
+        assert table["latency_us"].tolist() == [of_mode[-1].latency_us]
+
     def test_mixed_or_few_points_are_refused(self, observed):
         with pytest.raises(Refused, match="one by one"):
             lm.fit(observed)
@@ -160,6 +172,12 @@ class TestData:
         assert [(o.point, pytest.approx(o.latency_us)) for o in found] == [
             (o.point, o.latency_us) for o in observed if o.point.mode == "one_sided"
         ]
+
+    def test_the_record_says_how_many_ranks_share_a_gpu(self):
+        table = samples(pd.read_csv(MEDIANS).query("fabric == 'shared_gpu'").head(1))
+        assert lm.observations(table)[0].point.ranks_per_gpu == 2
+        table.attrs["mnnvl_lab"]["ranks_per_gpu"] = 4
+        assert lm.observations(table)[0].point.ranks_per_gpu == 4
 
     def test_other_clocks_are_left_out(self):
         medians = pd.read_csv(MEDIANS).head(3)
@@ -193,10 +211,23 @@ class TestTool:
         about = json.loads((tmp_path / "out" / "model.json").read_text())
         assert about["kind"] == "prediction"
         assert about["training"][0]["sha256"] == predict.sha256(path)
-        assert about["leave_one_out"]["one_sided"]["worst_percent"] < 25
+        assert {row["mode"] for row in about["leave_one_out"]} == {"one_sided", "two_sided"}
+        assert max(row["worst_percent"] for row in about["leave_one_out"]) < 25
         assert set(about["parameters"]) == {"one_sided", "two_sided"}
 
     def test_what_is_predicted_was_not_trained_on(self, observed):
         eight = replace(observed[0].point, ep_size=8)
         seen = [*observed, lm.Observation.of(eight, 1.0)]
         assert predict.training(seen, [4, 8]) == observed
+
+    def test_other_routings_and_formats_test_the_model_alone(self, observed):
+        others = [replace(observed[0].point, **change) for change in ({"format": "fp8_block"}, {"routing": "zipf:1.2"})]
+        tests = [lm.Observation.of(other, 1.0) for other in others]
+        assert predict.training([*observed, *tests], [4]) == observed
+        assert predict.testing([*observed, *tests], [4]) == tests
+
+    def test_files_without_rounds_of_graphs_are_left_out_aloud(self, tmp_path, capsys):
+        eager = records.save(samples(pd.read_csv(MEDIANS).head(3), clock="eager"), tmp_path / "eager.parquet")
+        aside = records.save_aside(samples(pd.read_csv(MEDIANS).head(3)).assign(knob=1), tmp_path / "x", kind="knobs")
+        assert predict.read([eager, aside]) == {}
+        assert capsys.readouterr().err.count("left out") == 2

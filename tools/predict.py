@@ -2,8 +2,9 @@
 
 python -m tools.predict data/*.parquet --out data/predictions
 
-Points of the layouts that are predicted are never trained on, so what is written stays a prediction after they have
-been measured.
+The model is fitted to uniform routing in bf16; what else was recorded, of other routings and formats, tests it. Points
+of the layouts that are predicted are used for neither, so what is written stays a prediction after they have been
+measured.
 """
 
 from __future__ import annotations
@@ -17,19 +18,29 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab import records
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import LabError, Refused
 from mnnvl_lab.model import require_model
 
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FORMATS = ("bf16", "fp8_block")
+TRAINED_ON = ("uniform", "bf16")
 
 
 def training(observations: Sequence[lm.Observation], ep_sizes: Sequence[int]) -> list[lm.Observation]:
+    """What the model is fitted to: uniform routing in bf16, of other layouts than the predicted."""
+    return [o for o in known(observations, ep_sizes) if (o.point.routing, o.point.format) == TRAINED_ON]
+
+
+def testing(observations: Sequence[lm.Observation], ep_sizes: Sequence[int]) -> list[lm.Observation]:
+    """What the fitted model is held against: everything else, of other layouts than the predicted."""
+    return [o for o in known(observations, ep_sizes) if (o.point.routing, o.point.format) != TRAINED_ON]
+
+
+def known(observations: Sequence[lm.Observation], ep_sizes: Sequence[int]) -> list[lm.Observation]:
     """The observations without those that the predictions are about."""
     return [o for o in observations if o.point.fabric != "nvlink" or o.point.ep_size not in ep_sizes]
 
@@ -53,7 +64,9 @@ def predictions(models: Sequence[lm.LatencyModel], *, ep_size: int, tokens: Sequ
     )
 
 
-def about(models: Sequence[lm.LatencyModel], paths: Sequence[Path]) -> dict[str, object]:
+def about(
+    models: Sequence[lm.LatencyModel], tests: Sequence[lm.Observation], paths: Sequence[Path]
+) -> dict[str, object]:
     """What the predictions come from, as plain JSON values."""
     this = records.provenance(fabric="host")
     return {
@@ -62,31 +75,31 @@ def about(models: Sequence[lm.LatencyModel], paths: Sequence[Path]) -> dict[str,
         **{field: this[field] for field in ("package", "commit", "dirty")},
         "what": "median of a round on the graph clock, slowest rank, in us; the interval holds it with 95 %",
         "training": [{"file": path.name, "sha256": sha256(path)} for path in paths],
-        "leave_one_out": {model.mode: left_out(model) for model in models},
+        "leave_one_out": errors(pd.concat([lm.leave_one_out(model.observations) for model in models])),
+        "held_out": errors(pd.concat([lm.held_against(model, tests) for model in models])) if tests else [],
         "parameters": {model.mode: model.table().round(4).to_dict("records") for model in models},
     }
 
 
-def left_out(model: lm.LatencyModel) -> dict[str, object]:
-    errors = lm.leave_one_out(model.observations)["error_percent"].abs()
-    return {
-        "points": len(errors),
-        "median_percent": round(float(np.median(errors)), 2),
-        "worst_percent": round(float(errors.max()), 2),
-    }
+def errors(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Size of the errors by mode, fabric, EP size, format and routing."""
+    by = ["mode", "fabric", "ep_size", "format", "routing"]
+    groups = table.assign(size=table["error_percent"].abs()).groupby(by, sort=False)["size"]
+    found = groups.agg(points="size", median_percent="median", worst_percent="max").reset_index().round(2)
+    return found.to_dict("records")
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read(paths: Sequence[Path]) -> list[lm.Observation]:
+def read(paths: Sequence[Path]) -> dict[Path, list[lm.Observation]]:
     """The observations of all record files that have any."""
-    found: list[lm.Observation] = []
+    found: dict[Path, list[lm.Observation]] = {}
     for path in paths:
         try:
-            found += lm.observations(records.load(path))
-        except Refused as reason:
+            found[path] = lm.observations(records.load(path))
+        except LabError as reason:
             print(f"{path}: left out: {reason}", file=sys.stderr)
     return found
 
@@ -99,17 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--model", default="deepseek-v3")
     chosen = parser.parse_args(arguments)
-    models = fitted(training(read(chosen.records), chosen.ep_sizes))
+    by_file = read(chosen.records)
+    observations = [o for found in by_file.values() for o in found]
+    models = fitted(training(observations, chosen.ep_sizes))
     chosen.out.mkdir(parents=True, exist_ok=True)
     for ep_size in chosen.ep_sizes:
         path = chosen.out / f"nvlink-h100-ep{ep_size}.csv"
         predictions(models, ep_size=ep_size, tokens=chosen.tokens, model=chosen.model).to_csv(path, index=False)
         print(f"wrote {path}")
-    origin = about(models, chosen.records)
+    origin = about(models, testing(observations, chosen.ep_sizes), list(by_file))
     (chosen.out / "model.json").write_text(json.dumps(origin, indent=2) + "\n")
-    for mode, errors in origin["leave_one_out"].items():
-        print(f"{mode}: {errors['points']} points; left out, {errors['median_percent']} % median error, ", end="")
-        print(f"{errors['worst_percent']} % worst")
+    for kind in ("leave_one_out", "held_out"):
+        print(f"{kind}:\n{pd.DataFrame(origin[kind]).to_string(index=False)}")
     return 0
 
 

@@ -4,7 +4,7 @@ A prediction is no measurement: it carries an interval, its tables have columns 
 """
 
 from mnnvl_lab.latency_model.data import frame, observations
-from mnnvl_lab.latency_model.fit import LatencyModel, Observation, Prediction, fit, leave_one_out
+from mnnvl_lab.latency_model.fit import LatencyModel, Observation, Prediction, fit, held_against, leave_one_out
 from mnnvl_lab.latency_model.terms import TERMS, Parameter, Terms
 from mnnvl_lab.latency_model.work import Point, Work, work_of
 
@@ -19,6 +19,7 @@ __all__ = [
     "Work",
     "fit",
     "frame",
+    "held_against",
     "leave_one_out",
     "observations",
     "work_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 
 import pandas as pd
@@ -22,18 +22,20 @@ def observations(table: pd.DataFrame, *, gpus: int | None = None) -> list[Observ
 
     Args:
         table: samples, as `records.load` gives them; one device.
-        gpus: how many GPUs carried the ranks; read from the provenance's device, such as `2 x H100`, if left out.
+        gpus: how many GPUs carried the ranks; if left out, read from the provenance: its `ranks_per_gpu`, or its
+            device, such as `2 x H100`.
 
     Raises:
         Refused: no such samples, or ranks share GPUs of unknown number.
     """
     graph_rounds = (table["clock"] == "graph") & (table["phase"] == "round") & (table["fabric"] != "host")
-    chosen = table[graph_rounds & table["mode"].isin(list(TERMS)) & (table["delay_us"] == 0) & (table["tokens"] > 0)]
+    undisturbed = (table["delay_us"] == 0) & (table["l2"] == "warm") & (table["tokens"] > 0)
+    chosen = table[graph_rounds & undisturbed & table["mode"].isin(list(TERMS))]
     if chosen.empty:
         raise Refused("no rounds on the graph clock of a GPU: the model is fitted to these; sweep with clock graph")
-    gpus = gpus if gpus is not None else gpu_count(str(provenance_of(table).get("device", "")))
+    sharing = _sharing(provenance_of(table), gpus)
     medians = summary(chosen).to_dict("records")
-    return [Observation.of(_point(row, gpus), row["p50_us"]) for row in medians]
+    return [Observation.of(_point(row, sharing), row["p50_us"]) for row in medians]
 
 
 def gpu_count(device: str) -> int | None:
@@ -56,14 +58,21 @@ def frame(predictions: Iterable[Prediction]) -> pd.DataFrame:
     )
 
 
-def _point(row: dict, gpus: int | None) -> Point:
+def _sharing(provenance: Mapping[str, object], gpus: int | None) -> Callable[[dict], int]:
+    """How many ranks shared a GPU at a row's point."""
+    named = provenance.get("ranks_per_gpu")
+    gpus = gpus if gpus is not None else gpu_count(str(provenance.get("device", "")))
+
+    def ranks_per_gpu(row: dict) -> int:
+        if row["fabric"] == "nvlink":
+            return 1
+        if named is None and gpus is None:
+            raise Refused("ranks share GPUs, but the record does not say how many GPUs there were; pass gpus=")
+        return named if named is not None else -(-row["ep_size"] * row["pp"] // gpus)
+
+    return ranks_per_gpu
+
+
+def _point(row: dict, sharing: Callable[[dict], int]) -> Point:
     names = {f.name for f in fields(Point)} & set(row)
-    return Point(**{name: row[name] for name in names}, ranks_per_gpu=_ranks_per_gpu(row, gpus))
-
-
-def _ranks_per_gpu(row: dict, gpus: int | None) -> int:
-    if row["fabric"] == "nvlink":
-        return 1
-    if gpus is None:
-        raise Refused("ranks share GPUs, but the record does not say how many GPUs there were; pass gpus=")
-    return -(-row["ep_size"] * row["pp"] // gpus)
+    return Point(**{name: row[name] for name in names}, ranks_per_gpu=sharing(row))

@@ -84,19 +84,23 @@ class LatencyModel:
         return Prediction(point=point, latency_us=float(latency), low_us=float(low), high_us=float(high))
 
     def table(self) -> pd.DataFrame:
-        """The parameters: `parameter, value, factor, prior, prior_factor, meaning`; factors are one standard
-        deviation."""
-        widths = np.exp(np.sqrt(np.diag(self.covariance)))
+        """The parameters: `parameter, value, factor, prior, prior_factor, from_data, meaning`.
+
+        Factors are one standard deviation. `from_data` is the share of the prior's variance that the records removed:
+        1 where they determine the parameter, 0 where all that is known of it is the prior.
+        """
+        variances = np.diag(self.covariance)
         return pd.DataFrame(
             {
                 "parameter": p.name,
                 "value": float(np.exp(log)),
-                "factor": float(width),
+                "factor": float(np.exp(np.sqrt(variance))),
                 "prior": p.prior,
                 "prior_factor": p.factor,
+                "from_data": float(1 - variance / np.log(p.factor) ** 2),
                 "meaning": p.meaning,
             }
-            for p, log, width in zip(self.terms.parameters, self.logs, widths, strict=True)
+            for p, log, variance in zip(self.terms.parameters, self.logs, variances, strict=True)
         )
 
 
@@ -131,19 +135,26 @@ def leave_one_out(observations: Sequence[Observation]) -> pd.DataFrame:
     """Each point predicted by a fit to all the others of its mode.
 
     Returns:
-        A row a point: `mode, fabric, ep_size, tokens, format, latency_us, predicted_us, error_percent`.
+        A row a point: `mode, fabric, ep_size, tokens, format, routing, latency_us, predicted_us, error_percent`.
     """
     rows = []
     for mode in dict.fromkeys(o.point.mode for o in observations):
         of_mode = [o for o in observations if o.point.mode == mode]
         errors = _left_out_logs(TERMS[mode], of_mode)
-        rows += [_left_out_row(o, float(error)) for o, error in zip(of_mode, errors, strict=True)]
+        rows += [_error_row(o, float(error)) for o, error in zip(of_mode, errors, strict=True)]
     return pd.DataFrame(rows)
 
 
-def _left_out_row(observation: Observation, log_error: float) -> dict[str, object]:
+def held_against(model: LatencyModel, observations: Sequence[Observation]) -> pd.DataFrame:
+    """What the model makes of points that it was not fitted to, of its mode; columns as `leave_one_out`."""
+    of_mode = [o for o in observations if o.point.mode == model.mode]
+    predicted = _log_latencies(model.terms, [o.work for o in of_mode])(model.logs)
+    return pd.DataFrame([_error_row(o, log - np.log(o.latency_us)) for o, log in zip(of_mode, predicted, strict=True)])
+
+
+def _error_row(observation: Observation, log_error: float) -> dict[str, object]:
     point = observation.point
-    names = ("mode", "fabric", "ep_size", "tokens", "format")
+    names = ("mode", "fabric", "ep_size", "tokens", "format", "routing")
     return {name: getattr(point, name) for name in names} | {
         "latency_us": observation.latency_us,
         "predicted_us": observation.latency_us * np.exp(log_error),

@@ -1,9 +1,9 @@
 """What work costs: a few physical parameters a mode, what is believed of them beforehand, and the sum of their terms.
 
-Every prior is an expectation with the factor by which it may well be wrong: of link and memory from bandwidth tests of
-an H100 pair, of flags and launches from what such things usually cost, of NCCL and the FIFOs from a first look at that
-pair. Where records say nothing about a parameter (flags between eight GPUs, say, if only two were measured) the prior
-stays, and its width goes into the interval of the prediction.
+Every prior is an expectation with the factor by which it may well be wrong: of link, memory, launch and flags (half a
+round trip) from bare kernels on an H100 pair, of more ranks' flags from GB200 (TensorRT-LLM's blog 18: EP8 to EP64), of
+NCCL and the FIFOs from a first look at that pair. Where records say nothing of a parameter (flags between eight GPUs,
+say, if only two were measured) the prior stays, and its width goes into the interval of the prediction.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class Terms:
     latency_us: Callable[[Mapping[str, float], Work], float]
 
 
-_LAUNCH = Parameter(name="launch_us", prior=2.0, factor=1.5, meaning="one kernel after another inside a graph")
-_FLAG = Parameter(name="flag_us", prior=0.8, factor=2.0, meaning="a round of flags, per doubling of ranks")
+_LAUNCH = Parameter(name="launch_us", prior=0.84, factor=1.2, meaning="an empty kernel behind another in a graph")
+_FLAG = Parameter(name="flag_us", prior=2.25, factor=2.0, meaning="two ranks' flags and the fences around them")
+_FAN = Parameter(name="fan_us", prior=0.8, factor=2.0, meaning="a round of flags, per doubling beyond two ranks")
 _SHARING = Parameter(name="sharing_us", prior=3.0, factor=2.0, meaning="a round, per doubling of ranks on a GPU")
 _MEMORY = Parameter(
     name="memory_gigabytes_per_s", prior=2600, factor=1.15, meaning="bytes read or written in the GPU's memory"
@@ -104,7 +105,8 @@ def _nccl_us(p: Mapping[str, float], w: Work, size_bytes: float) -> float:
 
 def _fixed_us(p: Mapping[str, float], w: Work, *, kernels: int, syncs: int) -> float:
     """What a round takes that moves next to nothing."""
-    return kernels * p["launch_us"] + syncs * w.rank_doublings * p["flag_us"] + w.sharing_doublings * p["sharing_us"]
+    sync_us = p["flag_us"] + (w.rank_doublings - 1) * p["fan_us"]
+    return kernels * p["launch_us"] + syncs * sync_us + w.sharing_doublings * p["sharing_us"]
 
 
 def _link_us(p: Mapping[str, float], size_bytes: float) -> float:
@@ -129,6 +131,7 @@ TERMS: Mapping[str, Terms] = MappingProxyType(
             parameters=(
                 _LAUNCH,
                 _FLAG,
+                _FAN,
                 _SHARING,
                 Parameter(name="row_us", prior=1.5, factor=1.5, meaning="a row through a thread block, either phase"),
                 _LINK,
@@ -140,6 +143,7 @@ TERMS: Mapping[str, Terms] = MappingProxyType(
             parameters=(
                 _LAUNCH,
                 _FLAG,
+                _FAN,
                 _SHARING,
                 Parameter(name="fifo_us", prior=10, factor=1.5, meaning="both moves of next to nothing"),
                 Parameter(name="stream_us", prior=0.4, factor=2.0, meaning="a packet of one pair through a channel"),
