@@ -10,8 +10,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mnnvl_lab import records
+from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point, Sweep, measure
 from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.ranks.placement import place
 
 
 def run(
@@ -44,6 +47,7 @@ def run(
         warmup=sweep.sampling.warmup,
         samples=sweep.sampling.max_samples,
         seed=sweep.seed,
+        ranks_per_gpu=_ranks_per_gpu(sweep),
     )
     if out is None:
         tables = list(_measured(sweep, list(sweep.points()), ranks, progress))
@@ -54,6 +58,15 @@ def run(
         for table in _measured(sweep, due, ranks, progress):
             kept.add(table)
         return kept.table
+
+
+def _ranks_per_gpu(sweep: Sweep) -> int:
+    """Of the largest layout; 0 on `host`. Under MPS each of them has as large a share of the multiprocessors."""
+    return place(_largest(sweep), fabric=sweep.fabric, visible_gpus=count_visible_gpus()).ranks_per_gpu
+
+
+def _largest(sweep: Sweep) -> Layout:
+    return max(sweep.layouts, key=lambda layout: layout.world_size)
 
 
 def _key(point: Point, fabric: str) -> tuple:
@@ -74,6 +87,5 @@ def _ranks_for(sweep: Sweep, ranks: Ranks | None) -> Iterator[Ranks]:
     if ranks is not None:
         yield ranks
         return
-    largest = max(sweep.layouts, key=lambda layout: layout.world_size)
-    with Ranks(largest, fabric=sweep.fabric) as fresh:
+    with Ranks(_largest(sweep), fabric=sweep.fabric) as fresh:
         yield fresh

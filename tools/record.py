@@ -1,6 +1,6 @@
 """Record the data that `data/README.md` describes, on a machine with GPUs.
 
-    python -m tools.record sweeps --fabric nvlink --ranks 2 --out data/nvlink_ep2.parquet
+    python -m tools.record sweeps --fabric nvlink --ranks 2 --parts bf16 fp8 kernel --out data/h100x2_nvlink_ep2
     python -m tools.record conformance --out data/conformance
     python -m tools.record wrong_group --fabric shared_gpu --ranks 4 --out data/wrong_group_4.json
 
@@ -13,6 +13,7 @@ import argparse
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -32,37 +33,45 @@ SAMPLING = Sampling(warmup=3, min_samples=15, max_samples=60, budget_s=0.1)
 MULTIPROCESSORS = 132
 
 
-def sweeps_of(fabric: str, ranks: int, gpus: int) -> list[Sweep]:
-    """What is recorded for one EP size: bf16 under both clocks and two routings, one quantised format, kernel spans."""
-    per_gpu = -(-ranks // gpus)
-    common = {
-        "layouts": (Layout(dp=ranks),),
-        "fabric": fabric,
-        "tokens": TOKENS,
-        "sampling": SAMPLING,
-        "modes": MODES if fabric == "nvlink" else MODES[:2],
-        "clocks": ("graph", "eager"),
-        "options": {
+def base_sweep(options: argparse.Namespace) -> Sweep:
+    """DeepSeek-V3's shape on the machine's EP group, in every mode that the fabric carries; bf16, uniform."""
+    per_gpu = -(-options.ranks // options.gpus)
+    return Sweep.of_model(
+        require_model("deepseek-v3"),
+        layouts=(Layout(dp=options.ranks),),
+        fabric=options.fabric,
+        tokens=TOKENS,
+        sampling=SAMPLING,
+        modes=MODES[:2] if options.fabric == "shared_gpu" else MODES,
+        clocks=("graph", "eager"),
+        options={
             "one_sided": {"payload_in_workspace": True},
             "two_sided": {"sm_limit": MULTIPROCESSORS // per_gpu if per_gpu > 1 else None},
         },
+    )
+
+
+PARTS = MappingProxyType(
+    {
+        "bf16": {"routings": (Uniform(), Zipf(exponent=1.2))},
+        "uniform": {},
+        "fp8": {"formats": ("fp8_block",)},
+        "kernel": {"clocks": ("kernel",), "modes": MODES[:2]},
+        "again": {"clocks": ("graph",), "modes": MODES[:2], "tokens": (512, 1024, 2048, 4096)},
     }
-    model = require_model("deepseek-v3")
-    kernel = common | {"clocks": ("kernel",), "modes": MODES[:2]}
-    return [
-        Sweep.of_model(model, **common, routings=(Uniform(), Zipf(exponent=1.2))),
-        Sweep.of_model(model, **common, formats=("fp8_block",)),
-        *([Sweep.of_model(model, **kernel)] if fabric == "nvlink" else []),
-    ]
+)
+"""What is recorded of an EP size, a file each: fields of its sweep that differ from `base_sweep`."""
 
 
 def record_sweeps(options: argparse.Namespace) -> None:
-    """Latency of every mode that the fabric carries."""
+    """Latency: the parts of PARTS, a file each."""
     with Ranks(Layout(dp=options.ranks), fabric=options.fabric) as ranks:
-        for sweep in sweeps_of(options.fabric, options.ranks, options.gpus):
-            table = run(sweep, ranks=ranks, out=options.out, resume=True)
-    best = records.summary(table[table["phase"] == "round"], by=["mode", "format", "routing", "clock", "tokens"])
-    print(best.to_string())
+        for part in options.parts:
+            sweep = replace(base_sweep(options), **PARTS[part])
+            out = options.out.with_name(f"{options.out.name}_{part}.parquet")
+            table = run(sweep, ranks=ranks, out=out, resume=True)
+            shown = records.summary(table, by=["mode", "format", "routing", "clock", "tokens", "phase"])
+            print(shown.to_string())
 
 
 def record_conformance(options: argparse.Namespace) -> None:
@@ -100,7 +109,7 @@ def record_links(options: argparse.Namespace) -> None:
 def record_memory(options: argparse.Namespace) -> None:
     """Memory around every step of a transport's life, beside what was predicted, for both modes and two formats."""
     sweep = replace(
-        sweeps_of(options.fabric, options.ranks, options.gpus)[0],
+        base_sweep(options),
         modes=MODES[:2],
         formats=("bf16", "fp8_block"),
         routings=(Uniform(),),
@@ -119,7 +128,7 @@ def record_memory(options: argparse.Namespace) -> None:
 
 def record_growth(options: argparse.Namespace) -> None:
     """Workspaces that grow: FlashInfer's class keeps the old ones, this package's transport gives them back."""
-    exchange = next(sweeps_of(options.fabric, options.ranks, options.gpus)[0].points()).exchange
+    exchange = next(base_sweep(options).points()).exchange
     with Ranks(exchange.layout, fabric=options.fabric) as ranks:
         grown = ranks.run(waste.grow, exchange, (256, 1024, 4096), timeout_s=120)
     table = pd.DataFrame([{"rank": rank, "fabric": options.fabric} | asdict(one) for rank, one in enumerate(grown)])
@@ -131,7 +140,7 @@ def record_growth(options: argparse.Namespace) -> None:
 def record_stragglers(options: argparse.Namespace) -> None:
     """One rank enters late by known delays; rows go evenly, or mostly to one rank."""
     base = replace(
-        sweeps_of(options.fabric, options.ranks, options.gpus)[0],
+        base_sweep(options),
         modes=MODES[:2],
         tokens=(128, 1024),
         clocks=("eager",),
@@ -179,6 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--ranks", type=int, required=True, help="ranks of the EP group")
         command.add_argument("--gpus", type=int, default=2, help="GPUs that they share")
         command.add_argument("--out", type=Path, required=True)
+        if function is record_sweeps:
+            command.add_argument("--parts", nargs="+", default=["bf16"], choices=tuple(PARTS))
     options = parser.parse_args(arguments)
     options.function(options)
     return 0

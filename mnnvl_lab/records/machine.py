@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mnnvl_lab.ranks.gpus import visible
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -122,7 +124,7 @@ def _session(nvml):
 
 
 def _read(nvml) -> Gpus:
-    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    handles = _visible_handles(nvml)
     return Gpus(
         cards=tuple(_card(nvml, i, handle) for i, handle in enumerate(handles)),
         driver=_text(nvml.nvmlSystemGetDriverVersion()),
@@ -132,8 +134,15 @@ def _read(nvml) -> Gpus:
             for j in range(i + 1, len(handles))
             if _linked(nvml, handles[i], handles[j])
         ),
-        why_none="" if handles else "the driver lists no GPU",
+        why_none="" if handles else "the driver lists no GPU, or CUDA_VISIBLE_DEVICES hides all",
     )
+
+
+def _visible_handles(nvml) -> list:
+    """Of the GPUs that CUDA would show here, in its order: those are measured."""
+    every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    by_uuid = {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in every}
+    return [by_uuid[uuid] for uuid in visible(list(by_uuid), os.environ.get("CUDA_VISIBLE_DEVICES"))]
 
 
 def _card(nvml, index: int, handle) -> Gpu:

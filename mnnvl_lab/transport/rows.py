@@ -16,7 +16,7 @@ def as_bytes(rows: torch.Tensor) -> torch.Tensor:
 
 
 def as_e4m3(rows: torch.Tensor) -> torch.Tensor:
-    """fp8 e4m3 without a scale, saturating, as `cvt.rn.satfinite` casts; torch alone would make NaN of what is beyond."""
+    """fp8 e4m3 without a scale, saturating, as `cvt.rn.satfinite` casts; torch alone makes NaN of what is beyond."""
     return rows.float().clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
