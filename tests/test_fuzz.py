@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mnnvl_lab.faults.hazards import BOTH, HAZARDS, hazards
+from mnnvl_lab.faults.hazard import BOTH
+from mnnvl_lab.faults.hazards import HAZARDS, hazards
 from mnnvl_lab.faults.trials import REFUSED, RIGHT, Trial, run_trials, soften
 from mnnvl_lab.layout import Layout
 

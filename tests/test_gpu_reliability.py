@@ -10,7 +10,8 @@ import pytest
 from mnnvl_lab.errors import Hang, RankError
 from mnnvl_lab.faults import absence, death
 from mnnvl_lab.faults.death import Death, die_while_measuring
-from mnnvl_lab.faults.hazards import BOTH, hazards
+from mnnvl_lab.faults.hazard import BOTH
+from mnnvl_lab.faults.hazards import hazards
 from mnnvl_lab.faults.trials import Trial, run_trials
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point

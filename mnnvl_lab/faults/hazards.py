@@ -7,76 +7,17 @@ the same words, before a byte is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from mnnvl_lab.transport.exchange import Batch, Exchange
-
-if TYPE_CHECKING:
-    import torch
-
-BOTH = ("one_sided", "two_sided")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hazard:
-    """One way to break a round.
-
-    Attributes:
-        name: what is wrong.
-        unchecked: what the kernels would do.
-        words: what the refusal must contain, a regular expression.
-        exchange, batch, partials: makes the bad one out of a good one; the one that is given decides the stage.
-        everywhere: all ranks bring it; else one alone.
-        modes: where it applies.
-    """
-
-    name: str
-    unchecked: str
-    words: str
-    exchange: Callable[[Exchange], Exchange] | None = None
-    batch: Callable[[Batch, Exchange], Batch] | None = None
-    partials: Callable[[torch.Tensor], torch.Tensor] | None = None
-    everywhere: bool = False
-    modes: tuple[str, ...] = BOTH
-
-
-def _first_id(value: Callable[[Exchange], int]) -> Callable[[Batch, Exchange], Batch]:
-    def mutate(batch: Batch, exchange: Exchange) -> Batch:
-        ids = batch.experts_TK.clone()
-        ids[0, 0] = value(exchange)
-        return replace(batch, experts_TK=ids)
-
-    return mutate
-
-
-def _rows(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Batch, Exchange], Batch]:
-    return lambda batch, _: replace(batch, payloads=(change(batch.payloads[0]), *batch.payloads[1:]))
-
-
-def _spread(rows: torch.Tensor) -> torch.Tensor:
-    """The same numbers, not contiguous."""
-    return rows.repeat_interleave(2, dim=1)[:, ::2]
-
-
-def _bytes(rows: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return rows.contiguous().view(torch.int8)
-
-
-def _stats(batch: Batch, exchange: Exchange) -> Batch:
-    return replace(batch, eplb_stats_E=batch.experts_TK.new_zeros(exchange.experts))
-
+from mnnvl_lab.faults.hazard import Hazard, as_signed_bytes, first_id, rows, spread, with_stats
 
 WILD = "the target rank is computed from the id, unchecked: a write through a wild pointer (KC:262-289)"
 OFFSETS = "each rank computes offsets by itself: rows land where nobody looks, silent NaN (SGLang #27945)"
 
 HAZARDS = (
-    Hazard(name="negative expert id", unchecked=WILD, words=r"must lie in \[0, ", batch=_first_id(lambda x: -1)),
-    Hazard(name="expert id = E", unchecked=WILD, words=r"must lie in \[0, ", batch=_first_id(lambda x: x.experts)),
-    Hazard(name="huge expert id", unchecked=WILD, words=r"must lie in \[0, ", batch=_first_id(lambda x: 2**31 - 1)),
+    Hazard(name="negative expert id", unchecked=WILD, words=r"must lie in \[0, ", batch=first_id(lambda x: -1)),
+    Hazard(name="expert id = E", unchecked=WILD, words=r"must lie in \[0, ", batch=first_id(lambda x: x.experts)),
+    Hazard(name="huge expert id", unchecked=WILD, words=r"must lie in \[0, ", batch=first_id(lambda x: 2**31 - 1)),
     Hazard(
         name="more tokens than runtime_max_tokens",
         unchecked="slots overflow into the rows of the next source rank (KC:497-545)",
@@ -107,25 +48,25 @@ HAZARDS = (
         name="a payload of another width",
         unchecked=OFFSETS,
         words="payload 0 is",
-        batch=_rows(lambda rows: rows[:, :-1].contiguous()),
+        batch=rows(lambda rows: rows[:, :-1].contiguous()),
     ),
     Hazard(
         name="a payload of another dtype",
         unchecked=OFFSETS,
         words="payload 0 is",
-        batch=_rows(lambda rows: rows.double()),
+        batch=rows(lambda rows: rows.double()),
     ),
     Hazard(
         name="a payload that is not contiguous",
         unchecked="rows are read at the stride of contiguous ones",
         words="must be contiguous",
-        batch=_rows(_spread),
+        batch=rows(spread),
     ),
     Hazard(
         name="a payload with fewer rows than tokens",
         unchecked="checked by the kernel on this rank alone: the others hang",
         words="payload 0 is",
-        batch=_rows(lambda rows: rows[:-1]),
+        batch=rows(lambda rows: rows[:-1]),
     ),
     Hazard(
         name="ids of 64 bits",
@@ -161,13 +102,13 @@ HAZARDS = (
         name="expert statistics that were not reserved",
         unchecked="checked by the kernel on this rank alone: the others hang",
         words="eplb_stats",
-        batch=_stats,
+        batch=with_stats,
     ),
     Hazard(
         name="partials of another dtype",
         unchecked="fp8 without low-precision combine launches the bf16 kernel: twice the output's size is written (KC)",
         words="partials are",
-        partials=_bytes,
+        partials=as_signed_bytes,
     ),
     Hazard(
         name="partials with a row too few",
@@ -179,7 +120,7 @@ HAZARDS = (
         name="partials that are not contiguous",
         unchecked="rows are read at the stride of contiguous ones",
         words="partials are",
-        partials=_spread,
+        partials=spread,
     ),
     Hazard(
         name="a top_k without a kernel",

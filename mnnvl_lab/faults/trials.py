@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.faults.hazards import Hazard, require_hazard
+from mnnvl_lab.faults.hazard import Hazard
+from mnnvl_lab.faults.hazards import require_hazard
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.routing import Load, parse
