@@ -51,13 +51,14 @@ def two_sided(rank: int, ranks: int, tokens: int, ids: torch.Tensor, rows: torch
     fifos = MnnvlMoe.get_moe_workspaces(mapping, config)
     prepare = MnnvlMoe.get_moe_prepare_workspace(mapping, config)
     weights = torch.rand(tokens, TOP_K, device="cuda")
+    partials = torch.zeros(ranks * tokens, HIDDEN, device="cuda", dtype=torch.bfloat16)  # where experts would write
 
     def run():
         info, _, _, _ = MnnvlMoe.mnnvl_moe_alltoallv_prepare_without_allgather(
             ids, weights, None, prepare, tokens, rank, ranks, EXPERTS, EXPERTS, TOP_K
         )
-        received = MnnvlMoe.mnnvl_moe_alltoallv(rows, info, fifos, rank, ranks)
-        MnnvlMoe.mnnvl_moe_alltoallv_combine(received, info, fifos, rank, ranks, TOP_K, tokens)
+        MnnvlMoe.mnnvl_moe_alltoallv(rows, info, fifos, rank, ranks)
+        MnnvlMoe.mnnvl_moe_alltoallv_combine(partials, info, fifos, rank, ranks, TOP_K, tokens)
 
     return run
 
