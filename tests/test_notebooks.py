@@ -90,3 +90,11 @@ def test_scrubbing_drops_what_changes_from_run_to_run():
     assert [output.text for output in clean.cells[0].outputs] == ["<Thing at 0x...>"]
     assert clean.cells[1].outputs == []
     assert clean.cells[1].metadata == {"tags": ["live"]}
+
+
+def test_one_switch_takes_the_quickstart_to_gpus():
+    notebook = read(FOLDER / "00-quickstart.ipynb")
+    tool.switch(notebook, "shared_gpu")
+    assert sum('fabric="shared_gpu"' in cell.source for cell in code_of(notebook)) == 1
+    with pytest.raises(ValueError, match="0 cells say"):
+        tool.switch(notebook, "nvlink")

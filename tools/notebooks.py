@@ -1,7 +1,8 @@
 """Run notebooks from a fresh kernel, as a reader would, and keep outputs that read the same on every run.
 
 python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out    # executed copy, figures, records
-python -m tools.notebooks refresh notebooks/*.ipynb                      # run, scrub, write back in place
+python -m tools.notebooks run notebooks/00-quickstart.ipynb --fabric shared_gpu    # the same cells on GPUs
+    python -m tools.notebooks refresh notebooks/*.ipynb                      # run, scrub, write back in place
 """
 
 from __future__ import annotations
@@ -19,21 +20,36 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 CELL_TIMEOUT_S = 300
+SWITCH = 'fabric="host"'
 LIVE = "live"  # tag of a cell whose output is this machine's own time, and so another at every run
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
-def execute(path: Path, workdir: Path) -> nbformat.NotebookNode:
+def execute(path: Path, workdir: Path, fabric: str = "host") -> nbformat.NotebookNode:
     """The notebook, executed top to bottom in a fresh kernel whose current directory is `workdir`.
 
+    Args:
+        fabric: takes the place of `host` in the notebook's one switch.
+
     Raises:
+        ValueError: another fabric is asked for and the notebook has no switch.
         nbclient.exceptions.CellExecutionError: a cell raised, with its source and traceback.
     """
     notebook = nbformat.read(path, as_version=4)
+    if fabric != "host":
+        switch(notebook, fabric)
     workdir.mkdir(parents=True, exist_ok=True)
     kernel = AsyncKernelManager(kernel_name="python3", transport_encryption="auto")
     where = {"metadata": {"path": str(workdir)}}
     return NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where).execute()
+
+
+def switch(notebook: nbformat.NotebookNode, fabric: str) -> None:
+    """Put `fabric` where the notebook says `fabric="host"`."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and SWITCH in cell.source]
+    if len(cells) != 1:
+        raise ValueError(f"{len(cells)} cells say {SWITCH}: a notebook that runs on GPUs has one such switch")
+    cells[0].source = cells[0].source.replace(SWITCH, f'fabric="{fabric}"')
 
 
 def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -84,12 +100,12 @@ def figures(notebook: nbformat.NotebookNode) -> Iterator[bytes]:
                 yield base64.b64decode(png)
 
 
-def run(paths: list[Path], out: Path) -> None:
+def run(paths: list[Path], out: Path, fabric: str = "host") -> None:
     """Execute copies into `out`: the notebook, its figures as PNG files, and the records that it saved."""
     for path in paths:
         print(f"running {path} ...", flush=True)
         began_s = time.perf_counter()
-        executed = execute(path, out)
+        executed = execute(path, out, fabric)
         nbformat.write(executed, out / path.name)
         names = [_write(out / f"{path.stem}-figure-{n}.png", png) for n, png in enumerate(figures(executed), 1)]
         print(_report(executed, path, out, names, time.perf_counter() - began_s))
@@ -138,9 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("paths", nargs="+", type=Path)
         if name == "run":
             command.add_argument("--out", type=Path, default=Path("out"))
+            command.add_argument("--fabric", default="host", help="host, shared_gpu or nvlink")
     chosen = parser.parse_args(arguments)
     if chosen.command == "run":
-        run(chosen.paths, chosen.out)
+        run(chosen.paths, chosen.out, chosen.fabric)
     else:
         refresh(chosen.paths)
     return 0
