@@ -1,8 +1,8 @@
 """Run notebooks from a fresh kernel, as a reader would, and keep outputs that read the same on every run.
 
-python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out    # executed copy, figures, records
+python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out              # copy, figures, records
 python -m tools.notebooks run notebooks/00-quickstart.ipynb --fabric shared_gpu    # the same cells on GPUs
-    python -m tools.notebooks refresh notebooks/*.ipynb                      # run, scrub, write back in place
+python -m tools.notebooks refresh notebooks/*.ipynb                                # run, scrub, write back
 """
 
 from __future__ import annotations
