@@ -42,7 +42,7 @@ def live_region(snapshot: Snapshot, *, region: str = "dispatch", words: str = ""
         raise Refused(f"region is {region!r}: rows lie in {' and '.join(REGIONS)}; name one of these")
     states_RM = getattr(snapshot, f"{region}_RM")
     with style():
-        ax = new_axes(ax, width=8.4, height=1.7 + 0.4 * len(states_RM))
+        ax = new_axes(ax, width=8.4, height=1.5 + 0.4 * len(states_RM))
         _cells(ax, states_RM)
         if region == "dispatch" and states_RM.shape[1] <= READABLE:
             _name_tokens(ax, snapshot)
@@ -50,10 +50,11 @@ def live_region(snapshot: Snapshot, *, region: str = "dispatch", words: str = ""
             _flag(ax, states_RM.shape[1], source, int(snapshot.received_R[source]), int(flag), snapshot.epoch)
         ax.set_xlabel("Slot")
         ax.set_yticks(range(len(states_RM)), [f"from {source}" for source in range(len(states_RM))])
-        head(ax, f"{region} rows of rank {snapshot.ep_rank}", f"{snapshot.moment} · epoch {snapshot.epoch}")
+        title = f"{region.capitalize()} rows of rank {snapshot.ep_rank}"
+        head(ax, title, f"{snapshot.moment} · epoch {snapshot.epoch}")
         _legend(ax)
         if words:
-            caption(ax, words, below_points=62)
+            caption(ax, words)
     return ax
 
 
@@ -61,16 +62,18 @@ def strip(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str
     """The snapshots below each other, on one scale, as the frames of a round."""
     from matplotlib import pyplot
 
-    height = 1.5 + 0.3 * len(snapshots[0].received_R)
+    height = 0.75 + 0.3 * len(snapshots[0].received_R)
     with style():
         figure, axes = pyplot.subplots(
             len(snapshots), 1, figsize=(8.4, height * len(snapshots)), layout="constrained", squeeze=False
         )
     for ax, shot in zip(axes[:, 0], snapshots, strict=True):
         live_region(shot, region=region, ax=ax, words=words if shot is snapshots[-1] else "")
-        if shot is not snapshots[-1]:
+        if shot is not snapshots[0]:
             ax.get_legend().remove()
-            ax.set_xlabel("")
+            ax.set_title("", loc="left")
+        if shot is not snapshots[-1]:
+            ax.set(xlabel="", xticklabels=[])
     return figure
 
 
@@ -110,7 +113,8 @@ def _cells(ax: Axes, states_RM: np.ndarray) -> None:
     ax.grid(visible=False)
     if states_RM.shape[1] <= 64:
         ax.grid(visible=True, which="minor", color=FAINT, linewidth=0.6)
-    ax.tick_params(which="minor", length=0)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set(visible=True, color=FAINT)
 
 
 def _name_tokens(ax: Axes, snapshot: Snapshot) -> None:
@@ -130,4 +134,4 @@ def _legend(ax: Axes) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=FILLS[state], edgecolor=QUIET, label=name) for state, name in STATES.items()]
-    ax.legend(handles=handles, ncols=3, frameon=False, loc="upper right", bbox_to_anchor=(1, -0.18), fontsize=8.5)
+    ax.legend(handles=handles, ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8.5)
