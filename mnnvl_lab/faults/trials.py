@@ -134,5 +134,9 @@ def _spoiled_round(rank, transport, work, trial: Trial, hazard: Hazard) -> str:
 
 
 def soften(trial: Trial) -> Trial:
-    """A trial whose hazard can show: each rank has tokens, and there is room to have one fewer."""
-    return replace(trial, tokens=tuple(max(2, tokens) for tokens in trial.tokens)) if trial.hazard else trial
+    """A trial whose hazard can show: there is room for one token or row fewer, and rows enough to lie apart."""
+    if trial.hazard is None:
+        return trial
+    if require_hazard(trial.hazard).partials is None:
+        return replace(trial, tokens=tuple(max(2, tokens) for tokens in trial.tokens))
+    return replace(trial, tokens=tuple(max(8, tokens) for tokens in trial.tokens), routing="balanced")
