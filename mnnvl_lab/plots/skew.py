@@ -56,7 +56,7 @@ def timeline(
         ax.set_xlabel("Time since the first rank entered (µs)")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.6, ncols=2, frameon=False)
         head(ax, f"Who waits for whom in {phase}", _subtitle(bars, hue, chosen))
-        caption(ax, f"{origin(table)} · entries by the host's clock", below_points=72)
+        caption(ax, origin(table), "entries by the host's clock", below_points=72)
     return ax
 
 
@@ -83,7 +83,7 @@ def others_wait(
         ax.set_ylabel("Growth of the others' latency (µs)")
         ax.legend(frameon=False)
         head(ax, "What a late rank costs the others", load_words(effect, (hue,)))
-        caption(ax, f"{words} medians over iterations; dotted: latency of the late rank itself".strip())
+        caption(ax, *filter(None, [words]), "medians over iterations; dotted: latency of the late rank itself")
     return ax
 
 
@@ -94,5 +94,11 @@ def _median_iteration(split: pd.DataFrame) -> int:
 
 def _subtitle(bars: pd.DataFrame, hue: str, iteration: int) -> str:
     column = require_column(hue)
-    values = [f"{column.label.lower()} {bars[hue].iloc[0]} {column.unit}".strip()] if hue in bars.columns else []
+    values = (
+        [f"{column.label.lower()} {_shown(bars[hue].iloc[0])} {column.unit}".strip()] if hue in bars.columns else []
+    )
     return " · ".join([*values, f"iteration {iteration}", load_words(bars)])
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
