@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnnvl_lab import crossover, records
+from mnnvl_lab import crossover, recorded, records
 from mnnvl_lab.errors import Refused
 
 ORIGIN = {"schema": 1, "created_at": "2026-11-24", "device": "2 x H100", "topology": "NVLink"}
@@ -137,3 +137,17 @@ class TestFigure:
         lines = {"one_sided": [10.0] * 5, "two_sided": [9.0] * 5}
         with pytest.raises(Refused, match="format has the values bf16, mxfp8"):
             draw(records.join([samples(lines), samples(lines, format="mxfp8")]))
+
+
+def test_the_recorded_pair_is_judged_by_its_own_samples():
+    samples = recorded.load("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and routing == 'uniform'")
+    slowest = samples.groupby(["tokens", "mode", "iteration"])["latency_us"].max()
+    medians = slowest.groupby(["tokens", "mode"]).median().unstack()
+    judged = crossover.table(samples).set_index("tokens")
+    assert judged["p50_us"].tolist() == pytest.approx(medians.min(axis=1).tolist())
+    assert judged["runner_up_us"].tolist() == pytest.approx(np.sort(medians.to_numpy(), axis=1)[:, 1].tolist())
+    assert set(judged["fastest"]) == {"one_sided, in place"}
+    changes = crossover.crossings(samples)
+    crossing = changes[(changes["below"] == "two_sided") & (changes["above"] == "all_to_all")]
+    behind = medians["two_sided"] > medians["all_to_all"]
+    assert medians.index[~behind].max() < crossing["tokens"].item() < medians.index[behind].min()

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from mnnvl_lab.errors import RecordError, Refused
 from mnnvl_lab.latency_model.data import gpu_count
 from mnnvl_lab.latency_model.fit import levenberg_marquardt
 from mnnvl_lab.latency_model.work import per_gpu
-from tools import predict
+from mnnvl_lab.plots.prediction import prediction_errors
+from tools import latency_report, predict
 
 MEDIANS = Path(__file__).parent / "data" / "graph_medians.csv"  # two H100 over NVLink, November 2026
 SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
@@ -231,3 +233,37 @@ class TestTool:
         aside = records.save_aside(samples(pd.read_csv(MEDIANS).head(3)).assign(knob=1), tmp_path / "x", kind="knobs")
         assert predict.read([eager, aside]) == {}
         assert capsys.readouterr().err.count("left out") == 2
+
+
+class TestReport:
+    def test_every_error_is_a_point(self, left_out):
+        ax = prediction_errors(left_out, device="2 x H100")
+        drawn = np.concatenate([points.get_offsets() for points in ax.collections])
+        assert sorted(map(tuple, drawn)) == sorted(zip(left_out["latency_us"], left_out["error_percent"], strict=True))
+        legend = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert legend == ["one-sided", "two-sided", "all-gather / reduce-scatter", "all-to-all"]
+
+    def test_parts_are_replaced_and_the_rest_stays(self, monkeypatch, capsys):
+        def absent():
+            raise Refused("no record")
+
+        parts = {"one": lambda: "new \\1", "two": absent}
+        monkeypatch.setattr(latency_report, "PARTS", parts)
+        page = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\nkept\n<!-- /two -->\n"
+        assert latency_report.filled(page) == page.replace("old", "new \\1")
+        assert "two: left as it is: no record" in capsys.readouterr().err
+
+    def test_pages_name_parts_that_exist(self):
+        for page in ("latency.md", "method.md"):
+            text = (latency_report.DOCS / page).read_text()
+            names = re.findall("<!-- (\\w+) -->", text)
+            assert names
+            assert set(names) <= set(latency_report.PARTS)
+            assert all(f"<!-- /{name} -->" in text for name in names)
+
+    def test_results_are_medians_of_the_slowest_rank(self):
+        samples = records.load(latency_report.DATA / f"{latency_report.PAIR}.parquet")
+        chosen = samples.query("mode == 'two_sided' and clock == 'graph' and tokens == 4096 and routing == 'uniform'")
+        expected = np.median(chosen.pivot(index="iteration", columns="rank", values="latency_us").max(axis=1))
+        row = next(line for line in latency_report.results().splitlines() if line.startswith("| two_sided | 4096 "))
+        assert float(row.split("|")[5]) == pytest.approx(expected, abs=0.051)
