@@ -25,7 +25,10 @@ MEANING = {
     "delays": "random pauses wherever order matters, on 1 to 16 ranks of two cores: no wrong row",
     "variants": "protocols with a step missing: caught, and the sound ones pass",
 }
-SECONDS = {"kills": "to an error that names it", "hangs": "beyond the limit of the round"}
+SECONDS = {
+    "kills": "to an error that names it",
+    "hangs": "beyond the limit of the round, opening and a right round before it included",
+}
 INTRODUCTION = """# Reliability
 
 Faults made on purpose, and what became of them. A campaign stops at the first fault that is not survived, so every
