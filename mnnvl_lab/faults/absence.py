@@ -44,7 +44,7 @@ def stay_away(rank, point: Point, *, absent: int | None, phase: str, rounds: int
         if rank.device.type == "cuda":
             import torch
 
-            torch.cuda.synchronize(rank.device)
+            torch.cuda.current_stream(rank.device).synchronize()
 
 
 def return_early(rank, point: Point, *, absent: int) -> None:

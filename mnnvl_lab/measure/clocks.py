@@ -97,8 +97,9 @@ def spin_us(duration_us: float) -> None:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for this thread's stream. Other threads may ask the device meanwhile, for the flags of a round that hangs."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 def flush_l2(device: torch.device) -> None:

@@ -55,7 +55,18 @@ class FlashInferTransport(Transport):
 
     def _dispatch(self, batch: Batch) -> Received:
         self.enqueue_dispatch(batch)
+        self._wait()
         return self._received()
+
+    def _wait(self) -> None:
+        """Until the kernels are done, by waiting for the stream and not by a copy to the host behind them.
+
+        A copy to pageable memory keeps the whole CUDA context busy until it is done: nobody could read the flags beside
+        a kernel that spins for an absent rank.
+        """
+        import torch
+
+        torch.cuda.current_stream(self.rank.device).synchronize()
 
     def _combine(self, partials: torch.Tensor) -> torch.Tensor:
         return self.enqueue_combine(partials)
