@@ -97,7 +97,7 @@ def spin_us(duration_us: float) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for this thread's stream. Other threads may ask the device meanwhile, for the flags of a round that hangs."""
+    """Wait for this thread's stream. Other threads may ask the device meanwhile, for the flags of a hanging round."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
