@@ -2,8 +2,10 @@
 
 import mmap
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from mnnvl_lab.errors import Refused
@@ -12,7 +14,7 @@ from mnnvl_lab.measure import Point
 from mnnvl_lab.measure.live import NAMELESS, STALE, UNTOUCHED, VALID, watch_rounds
 from mnnvl_lab.measure.memory import Entry, ledger_table, measure_ledger
 from mnnvl_lab.measure.readings import LISTS_MAPPINGS
-from mnnvl_lab.plots.live_region import animate, live_region, play, strip
+from mnnvl_lab.plots.live_region import film, live_region, play, strip
 from mnnvl_lab.plots.memory_ledger import memory_ledger
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Load, Uniform
@@ -152,7 +154,8 @@ def test_frames_show_every_moment(host_ranks):
     assert all(
         any(moment in text.get_text() for text in ax.texts) for moment, ax in zip(moments, figure.axes, strict=True)
     )
-    assert animate(shots).to_jshtml().count("data:image/png") == len(shots)
-    first, again = (play(shots).data for _ in range(2))
+    assert play(shots).data.count("data:image/png") == len(shots)
+    first, again = (film(shots).data for _ in range(2))
     assert first == again
-    assert first.count("data:image/png") == len(shots)
+    with PIL.Image.open(BytesIO(first)) as picture:
+        assert (picture.format, picture.n_frames) == ("GIF", len(shots))

@@ -6,11 +6,12 @@ or configured: that is the caller's.
 """
 
 from mnnvl_lab.plots.context import context
+from mnnvl_lab.plots.fifos import fifos
 from mnnvl_lab.plots.grid import rank_grid
 from mnnvl_lab.plots.growth import growth
 from mnnvl_lab.plots.limits import limits
 from mnnvl_lab.plots.lines import latency, memory
-from mnnvl_lab.plots.live_region import live_region, play, strip
+from mnnvl_lab.plots.live_region import film, live_region, play, strip
 from mnnvl_lab.plots.look import style
 from mnnvl_lab.plots.memory_ledger import memory_ledger
 from mnnvl_lab.plots.regions import region_map
@@ -21,6 +22,8 @@ from mnnvl_lab.plots.waits import waits
 __all__ = [
     "bounds_table",
     "context",
+    "fifos",
+    "film",
     "growth",
     "latency",
     "limits",

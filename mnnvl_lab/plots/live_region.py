@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,14 +14,14 @@ from mnnvl_lab.measure.live import NAMELESS, STALE, STATES, UNTOUCHED, VALID, Sn
 from mnnvl_lab.plots.look import BLUE, FAINT, INK, ORANGE, QUIET, caption, head, ink_on, new_axes, style
 
 if TYPE_CHECKING:
-    from IPython.display import HTML
+    from IPython.display import HTML, Image
     from matplotlib.animation import FuncAnimation
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FILLS = {UNTOUCHED: "white", VALID: BLUE, STALE: ORANGE}
 REGIONS = ("dispatch", "combine")
-PLAYER_ID = re.compile(r"(?<=_anim_slider)[0-9a-f]{32}")  # matplotlib draws it at random
+FILM_DPI = 100
 READABLE = 24
 """Up to so many slots each row of dispatch carries the number of its token."""
 
@@ -80,7 +81,7 @@ def strip(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str
 def animate(
     snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "", interval_ms: int = 1200
 ) -> FuncAnimation:
-    """The snapshots one after the other; `.to_jshtml()` shows it in a notebook."""
+    """The snapshots one after the other."""
     from matplotlib.animation import FuncAnimation
 
     ax = live_region(snapshots[0], region=region, words=words)
@@ -93,15 +94,29 @@ def animate(
     return FuncAnimation(ax.figure, draw, frames=len(snapshots), interval=interval_ms, repeat=True)
 
 
+def film(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "", frame_s: float = 1.5) -> Image:
+    """`animate` as an animated GIF, for a notebook: a picture, so that nothing runs where it is shown."""
+    from IPython.display import Image
+    from matplotlib import pyplot
+    from matplotlib.animation import PillowWriter
+
+    animation = animate(snapshots, region=region, words=words)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "film.gif"
+        animation.save(path, writer=PillowWriter(fps=1 / frame_s), dpi=FILM_DPI)
+        pyplot.close(animation._fig)
+        return Image(data=path.read_bytes(), format="gif")
+
+
 def play(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "") -> HTML:
-    """`animate` with its controls, for a notebook: the same HTML whenever the snapshots are the same."""
+    """`animate` with controls to step back and forth. They are a script: share no notebook that keeps this output."""
     from IPython.display import HTML
     from matplotlib import pyplot
 
     animation = animate(snapshots, region=region, words=words)
     html = animation.to_jshtml(default_mode="once")
     pyplot.close(animation._fig)
-    return HTML(html.replace(PLAYER_ID.search(html)[0], f"{region}_frames"))
+    return HTML(html)
 
 
 def _cells(ax: Axes, states_RM: np.ndarray) -> None:
