@@ -261,6 +261,19 @@ class TestReport:
             assert set(names) <= set(latency_report.PARTS)
             assert all(f"<!-- /{name} -->" in text for name in names)
 
+    def test_the_fit_is_that_of_the_committed_predictions(self):
+        about = json.loads((latency_report.DATA / "predictions" / "model.json").read_text())
+        names = {f"{name}.parquet": latency_report.DATA / f"{name}.parquet" for name in latency_report.FITTED_TO}
+        assert {o["file"]: o["sha256"] for o in about["training"]} == {n: predict.sha256(p) for n, p in names.items()}
+        assert not set(latency_report.FITTED_TO) & set(latency_report.RECORDED_LATER)
+
+    def test_a_round_is_its_bytes_and_what_they_leave(self):
+        lines = latency_report.budget().splitlines()[2:]
+        values = [float(line.split("|")[2]) for line in lines]
+        assert values[0] == pytest.approx(values[1] + values[2] + values[3], abs=0.16)
+        megabytes, rate = (float(re.search(rf"([\d.]+) {unit}", lines[1])[1]) for unit in ("MB", "GB/s"))
+        assert values[1] == pytest.approx(1e3 * megabytes / rate, rel=2e-3)
+
     def test_results_are_medians_of_the_slowest_rank(self):
         samples = records.load(latency_report.DATA / f"{latency_report.PAIR}.parquet")
         chosen = samples.query("mode == 'two_sided' and clock == 'graph' and tokens == 4096 and routing == 'uniform'")

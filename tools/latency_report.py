@@ -7,6 +7,7 @@ What stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced; a part who
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -20,25 +21,35 @@ import pandas as pd
 from mnnvl_lab import bandwidth, crossover, knobs, recorded, records
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab.errors import LabError
-from mnnvl_lab.measure.links import limits
 from mnnvl_lab.model import require_format
 from mnnvl_lab.plots.crossover import draw as draw_crossover
 from mnnvl_lab.plots.prediction import prediction_errors
 from mnnvl_lab.routing import Load, parse
-from tools import predict
+from tools import link_budget, predict
+from tools.pages import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, DOCS = ROOT / "data", ROOT / "docs"
 PAIR = "h100x2_nvlink_ep2_bf16"
 PREDICTED = (4, 8)
+FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
+"""As `data/predictions/model.json` says: what was recorded later tests the model and never enters it."""
+RECORDED_LATER = (
+    "h100x2_nvlink_ep2_fp8",
+    "h100x2_shared_ep4_fp8",
+    "h100x1_shared_ep2_bf16",
+    "h100x1_shared_ep4_bf16",
+    "h100x1_shared_ep8_bf16",
+)
 SHOWN_TOKENS = (1, 16, 128, 512, 1024, 2048, 4096)
 
 
 @cache
 def fitted() -> tuple[list[lm.LatencyModel], list[lm.Observation]]:
-    """The models as `tools.predict` fits them to all record files, and what tests them."""
-    seen = [o for found in predict.read(sorted(DATA.glob("*.parquet"))).values() for o in found]
-    return predict.fitted(predict.training(seen, PREDICTED)), predict.testing(seen, PREDICTED)
+    """The models of the committed predictions, fitted anew to the same files, and what tests them."""
+    known = [o for name in FITTED_TO for o in lm.observations(recorded.load(name))]
+    later = [o for name in RECORDED_LATER for o in lm.observations(recorded.load(name))]
+    return predict.fitted(predict.training(known, PREDICTED)), [*predict.testing(known, PREDICTED), *later]
 
 
 def errors() -> str:
@@ -77,36 +88,9 @@ def places() -> str:
     return markdown(changes[["routing", "below", "above", "tokens", "tokens_low", "tokens_high"]])
 
 
-def remainder() -> str:
-    """Fixed cost and cost of a further byte of each phase, beside what bare kernels reach."""
-    spans = recorded.load("h100x2_nvlink_ep2_kernel")
-    rates = limits(recorded.load("h100x2_nvlink_links", kind="links")).set_index(["quantity", "direction"])
-    medians = records.summary(spans[(spans["mode"] == "one_sided") & (spans["routing"] == "uniform")])
-    bare = {"dispatch": "kernel_stores", "combine": "kernel_loads"}
-    rows = []
-    for phase, quantity in bare.items():
-        of_phase = medians[medians["phase"] == phase].set_index("tokens")["p50_us"]
-        few, many = 512, int(of_phase.index.max())
-        per_token_us = (of_phase[many] - of_phase[few]) / (many - few)
-        row_bytes = wire_bytes(phase, tokens=many) / many
-        rows.append(
-            {
-                "phase": phase,
-                f"at {many} tokens (µs)": of_phase[many],
-                f"at {of_phase.index.min()} (µs)": of_phase[of_phase.index.min()],
-                f"a further token, {few} to {many} (ns)": 1e3 * per_token_us,
-                "that is (GB/s)": row_bytes / per_token_us / 1e3,
-                "bare kernel, both ways busy (GB/s)": rates.loc[(quantity, "both_ways"), "gigabytes_per_s"] / 2,
-            }
-        )
-    return markdown(pd.DataFrame(rows), digits=1)
-
-
-def wire_bytes(phase: str, *, tokens: int) -> float:
-    """Over the link of one GPU of the pair, one direction."""
-    shape = {"hidden": 7168, "experts": 256, "top_k": 8}
-    work = lm.work_of(lm.Point(mode="one_sided", ep_size=2, tokens=tokens, payload_in_workspace=True, **shape))
-    return getattr(work, f"{phase}_link_bytes")
+def budget() -> str:
+    """What a round of many tokens takes beyond its bytes."""
+    return link_budget.budget(recorded.load(PAIR))
 
 
 def knob_gains() -> str:
@@ -163,24 +147,34 @@ def _bandwidths(point: pd.Series, tokens: int) -> Mapping[str, float]:
     return bandwidth.table(transfer).set_index("convention")["gigabytes_per_s"]
 
 
+def bare() -> str:
+    """FlashInfer's classes in a bare loop beside the lab's medians."""
+    path = DATA / "bare_flashinfer.json"
+    bare_us = pd.DataFrame(json.loads(path.read_text())["medians"])
+    samples = recorded.load(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
+    lab_us = records.summary(samples).set_index(["mode", "tokens"])["p50_us"].rename("lab")
+    table = bare_us.set_index(["mode", "tokens"]).join(lab_us).reset_index()
+    table["lab over bare (%)"] = 100 * (table["lab"] / table["latency_us"] - 1)
+    return markdown(table.rename(columns={"latency_us": "bare loop (µs)", "lab": "lab (µs)"}), digits=1)
+
+
 PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
-    {part.__name__: part for part in (errors, parameters, fastest, places, remainder, knob_gains, best_knobs, results)}
+    {
+        part.__name__: part
+        for part in (
+            errors,
+            parameters,
+            fastest,
+            places,
+            budget,
+            link_budget.remainder,
+            knob_gains,
+            best_knobs,
+            bare,
+            results,
+        )
+    }
 )
-
-
-def markdown(table: pd.DataFrame, *, digits: int = 1) -> str:
-    """A table as Markdown, numbers to so many digits."""
-    rows = [[_heading(str(name)) for name in table.columns], ["---"] * len(table.columns)]
-    rows += [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _heading(name: str) -> str:
-    return name.replace("_us", " (µs)").replace("_percent", " (%)").replace("_", " ")
-
-
-def _cell(value: object, digits: int) -> str:
-    return f"{round(value, digits) + 0:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def save(ax, name: str) -> None:

@@ -82,8 +82,8 @@ def about(
 
 
 def errors(table: pd.DataFrame) -> list[dict[str, object]]:
-    """Size of the errors by mode, fabric, EP size, format and routing."""
-    by = ["mode", "fabric", "ep_size", "format", "routing"]
+    """Size of the errors by mode, fabric, EP size, ranks a GPU, format and routing."""
+    by = ["mode", "fabric", "ep_size", "ranks_per_gpu", "format", "routing"]
     groups = table.assign(size=table["error_percent"].abs()).groupby(by, sort=False)["size"]
     found = groups.agg(points="size", median_percent="median", worst_percent="max").reset_index().round(2)
     return found.to_dict("records")

@@ -135,7 +135,8 @@ def leave_one_out(observations: Sequence[Observation]) -> pd.DataFrame:
     """Each point predicted by a fit to all the others of its mode.
 
     Returns:
-        A row a point: `mode, fabric, ep_size, tokens, format, routing, latency_us, predicted_us, error_percent`.
+        A row a point: `mode, fabric, ep_size, ranks_per_gpu, tokens, format, routing, latency_us, predicted_us,
+        error_percent`.
     """
     rows = []
     for mode in dict.fromkeys(o.point.mode for o in observations):
@@ -154,7 +155,7 @@ def held_against(model: LatencyModel, observations: Sequence[Observation]) -> pd
 
 def _error_row(observation: Observation, log_error: float) -> dict[str, object]:
     point = observation.point
-    names = ("mode", "fabric", "ep_size", "tokens", "format", "routing")
+    names = ("mode", "fabric", "ep_size", "ranks_per_gpu", "tokens", "format", "routing")
     return {name: getattr(point, name) for name in names} | {
         "latency_us": observation.latency_us,
         "predicted_us": observation.latency_us * np.exp(log_error),

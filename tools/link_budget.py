@@ -1,0 +1,79 @@
+"""Where the time of a one-sided round goes on the pair, beside bare kernels that move the same bytes."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mnnvl_lab import latency_model as lm
+from mnnvl_lab import recorded, records
+from mnnvl_lab.measure.links import limits
+from tools.pages import markdown
+
+BARE = {"dispatch": "kernel_stores", "combine": "kernel_loads"}
+FEW, MANY = 1024, 4096
+"""Between these counts of tokens the round is a line: the link is busy throughout."""
+
+
+def wire_bytes(phase: str, *, tokens: int) -> float:
+    """Over the link of one GPU of the pair, one direction."""
+    shape = {"hidden": 7168, "experts": 256, "top_k": 8}
+    work = lm.work_of(lm.Point(mode="one_sided", ep_size=2, tokens=tokens, payload_in_workspace=True, **shape))
+    return getattr(work, f"{phase}_link_bytes")
+
+
+def bare_rates() -> dict[str, float]:
+    """GB/s of each phase's bare kernel in one direction, both busy."""
+    rates = limits(recorded.load("h100x2_nvlink_links", kind="links")).set_index(["quantity", "direction"])
+    return {phase: rates.loc[(name, "both_ways"), "gigabytes_per_s"] / 2 for phase, name in BARE.items()}
+
+
+def round_us(samples: pd.DataFrame) -> pd.Series:
+    """Median of a one-sided round by tokens, graph clock, uniform routing."""
+    chosen = samples.query("mode == 'one_sided' and routing == 'uniform' and clock == 'graph' and phase == 'round'")
+    return records.summary(chosen).set_index("tokens")["p50_us"]
+
+
+def budget(samples: pd.DataFrame) -> str:
+    """A round of `MANY` tokens, its bytes by bare kernels, and what that leaves."""
+    seen_us, rates = round_us(samples), bare_rates()
+    bytes_of = {phase: wire_bytes(phase, tokens=MANY) for phase in BARE}
+    bare_us = {phase: bytes_of[phase] / rates[phase] / 1e3 for phase in BARE}
+    slope_us = (seen_us[MANY] - seen_us[FEW]) / (MANY - FEW)
+    floors_us = limits(recorded.load("h100x2_nvlink_links", kind="links")).set_index("quantity")["latency_us"]
+    rows = [(f"a round of {MANY} tokens", seen_us[MANY])]
+    rows += [
+        (f"{phase}: {bytes_of[phase] / 1e6:.1f} MB at a bare kernel's {rates[phase]:.1f} GB/s", bare_us[phase])
+        for phase in BARE
+    ]
+    rows += [
+        ("what that leaves", seen_us[MANY] - sum(bare_us.values())),
+        (f"the line through {FEW} and {MANY} tokens, at none", seen_us[MANY] - MANY * slope_us),
+        ("a round of one token", seen_us[1]),
+        ("four launches", 4 * floors_us["launch"]),
+        ("two flags, one way each: a round trip", floors_us["flag_round_trip"]),
+        ("1000 further tokens, on that line", 1e3 * slope_us),
+        ("1000 further tokens, by bare kernels", 1e3 * sum(bare_us.values()) / MANY),
+    ]
+    return markdown(pd.DataFrame(rows, columns=["one-sided, EP 2, graph clock", "µs"]), digits=1)
+
+
+def remainder() -> str:
+    """Fixed cost and cost of a further byte of each phase by the kernel clock, beside what bare kernels reach."""
+    spans = recorded.load("h100x2_nvlink_ep2_kernel")
+    medians = records.summary(spans[(spans["mode"] == "one_sided") & (spans["routing"] == "uniform")])
+    rates = bare_rates()
+    by_phase = {phase: medians[medians["phase"] == phase].set_index("tokens")["p50_us"] for phase in BARE}
+    return markdown(pd.DataFrame([_remainder(p, by_phase[p], rates[p]) for p in BARE]), digits=1)
+
+
+def _remainder(phase: str, seen_us: pd.Series, bare_gigabytes_per_s: float) -> dict[str, object]:
+    per_token_us = (seen_us[MANY] - seen_us[FEW]) / (MANY - FEW)
+    row_bytes = wire_bytes(phase, tokens=MANY) / MANY
+    return {
+        "phase": phase,
+        f"at {MANY} tokens (µs)": seen_us[MANY],
+        "at 1 (µs)": seen_us[1],
+        f"a further token, {FEW} to {MANY} (ns)": 1e3 * per_token_us,
+        "that is (GB/s)": row_bytes / per_token_us / 1e3,
+        "bare kernel, both ways busy (GB/s)": bare_gigabytes_per_s,
+    }
