@@ -1,6 +1,8 @@
 """Draw the figures that the README and the pages of `docs/` show, from the recorded data.
 
     python -m tools.figures
+
+They go to `docs/figures/`.
 """
 
 from __future__ import annotations
