@@ -1,10 +1,11 @@
-"""What all tests share: rank processes, whose start costs seconds, and hypothesis without deadlines."""
+"""What all tests share: rank processes, whose start costs seconds; hypothesis without deadlines; skips without a GPU."""
 
 import pytest
 from hypothesis import settings
 
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.ranks.gpus import count_visible_gpus
 
 settings.register_profile("lab", deadline=None)  # a busy machine is no failure
 settings.load_profile("lab")
@@ -15,3 +16,13 @@ def host_ranks():
     """Four warm ranks on `host`, at first TP 2 x DP 2; a test may `use` another layout, or `kill`: the next renews."""
     with Ranks(Layout(tp=2, dp=2)) as ranks:
         yield ranks
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` skip where no GPU is, in one place and with one reason."""
+    if count_visible_gpus():
+        return
+    no_gpu = pytest.mark.skip(reason="no NVIDIA GPU is visible: FlashInfer's kernels cannot run here")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(no_gpu)
