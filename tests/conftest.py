@@ -1,4 +1,4 @@
-"""What all tests share: rank processes, whose start costs seconds; hypothesis without deadlines; skips without a GPU."""
+"""What tests share: rank processes, whose start costs seconds; hypothesis without deadlines; skips without a GPU."""
 
 import pytest
 from hypothesis import settings

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from mnnvl_lab.hardware import Gpu
 from mnnvl_lab.limits import problems
 from mnnvl_lab.need import Need
+from mnnvl_lab.planner.totals import Totals
 from mnnvl_lab.workspace import OneSidedWorkspace, Region, TwoSidedWorkspace, Window, pack
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModePlan:
+class ModePlan(Totals):
     """Bytes of one rank in one mode.
 
     Attributes:
@@ -46,19 +47,6 @@ class ModePlan:
     @property
     def asked_bytes(self) -> int:
         return sum(size for _, size in self.parts)
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Memory that is gone: every allocation of the mode, rounded up."""
-        return sum(window.allocated_bytes for window in self.windows)
-
-    @property
-    def mapped_bytes(self) -> int:
-        return sum(window.mapped_bytes for window in self.windows)
-
-    @property
-    def reserved_bytes(self) -> int:
-        return sum(window.reserved_bytes for window in self.windows)
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

@@ -14,12 +14,13 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import ModePlan
 from mnnvl_lab.planner.plans import GIB, Plan
+from mnnvl_lab.planner.totals import Totals
 from mnnvl_lab.show import html_block, text_block
 from mnnvl_lab.workspace import Window, pack
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrongGroup:
+class WrongGroup(Totals):
     """One mode's workspace, allocated over another group.
 
     Attributes:
@@ -42,18 +43,6 @@ class WrongGroup:
         """What is allocated: rows of the right size, but `spans` of them."""
         asked = [allocation.asked_bytes for window in self.right.windows for allocation in window.allocations]
         return pack(asked, ep_size=self.spans)
-
-    @property
-    def allocated_bytes(self) -> int:
-        return sum(window.allocated_bytes for window in self.windows)
-
-    @property
-    def mapped_bytes(self) -> int:
-        return sum(window.mapped_bytes for window in self.windows)
-
-    @property
-    def reserved_bytes(self) -> int:
-        return sum(window.reserved_bytes for window in self.windows)
 
     @property
     def is_wrong(self) -> bool:
