@@ -63,7 +63,7 @@ class TestVerdicts:
     def test_kernels_not_yet_compiled_are_a_note_where_they_can_be(self):
         verdict = verdicts(kernels={})["nvlink"]
         assert verdict.usable
-        assert "compiles mnnvl_moe_alltoall, comm" in verdict.notes[0]
+        assert "compile mnnvl_moe_alltoall, comm before they start" in verdict.notes[0]
 
     def test_little_shared_memory_is_a_note(self):
         verdict = verdicts(shared_memory_bytes=64 * 2**20)["host"]

@@ -92,7 +92,7 @@ def _needs_kernels(machine: Machine) -> Iterator[str]:
 
 def _kernel_notes(machine: Machine) -> Iterator[str]:
     if machine.visible_gpus and machine.flashinfer and machine.missing_kernels and machine.nvcc:
-        yield f"the first use compiles {', '.join(machine.missing_kernels)}, some three minutes, once"
+        yield f"the first ranks compile {', '.join(machine.missing_kernels)} before they start, some minutes, once"
 
 
 def _needs_mps(machine: Machine) -> Iterator[str]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import util
 from pathlib import Path
 
 import psutil
 
 from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.ranks.kernels import MAKERS, compiled_kernels
 from mnnvl_lab.records.machine import Gpus, cores, cpu_model, find_gpus, version_of
 
-KERNEL_MODULES = ("mnnvl_moe_alltoall", "comm")
+KERNEL_MODULES = tuple(MAKERS)
 """FlashInfer's modules of the one-sided and of the two-sided kernels."""
 
 
@@ -68,33 +66,10 @@ def look() -> Machine:
         visible_gpus=count_visible_gpus(),
         nvcc=shutil.which("nvcc") or "",
         mps=shutil.which("nvidia-cuda-mps-control") or "",
-        kernels=dict(_compiled_kernels()),
+        kernels=compiled_kernels(),
     )
 
 
 def _shared_memory_bytes() -> int | None:
     directory = Path("/dev/shm")
     return shutil.disk_usage(directory).total if directory.is_dir() else None
-
-
-def _compiled_kernels() -> Iterator[tuple[str, str]]:
-    """Libraries in FlashInfer's ahead-of-time directory, else in its cache (`flashinfer/jit/env.py`)."""
-    places = [*_ahead_of_time(), *_cached()]
-    for module in KERNEL_MODULES:
-        for place in places:
-            library = place / module / f"{module}.so"
-            if library.is_file():
-                yield module, str(library)
-                break
-
-
-def _ahead_of_time() -> Iterator[Path]:
-    for package, inside in (("flashinfer", "data/aot"), ("flashinfer_jit_cache", "jit_cache")):
-        spec = util.find_spec(package)
-        for folder in spec.submodule_search_locations or () if spec else ():
-            yield Path(folder) / inside
-
-
-def _cached() -> list[Path]:
-    base = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home())
-    return sorted((base / ".cache" / "flashinfer").glob(f"{version_of('flashinfer-python') or '*'}/*/cached_ops"))

@@ -15,6 +15,7 @@ from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
 from mnnvl_lab.ranks.cluster import Cluster
 from mnnvl_lab.ranks.crew import Crew
 from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.ranks.kernels import compile_missing
 from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment, require_launcher
 from mnnvl_lab.ranks.mps import GpuSharing
 from mnnvl_lab.ranks.placement import Placement, place
@@ -60,6 +61,8 @@ class Ranks:
         self._env, self._start_timeout_s = env or {}, start_timeout_s
         self._met: Layout | None = None  # the layout in which the processes last joined
         self._round = 0
+        if fabric != "host" and count_visible_gpus():
+            compile_missing()
         self._cluster = Cluster(
             launcher=require_launcher(launcher),
             options=dict(launcher_options or {}),
