@@ -15,7 +15,7 @@ from pyarrow.parquet import ParquetFile, read_schema
 
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.records.compare import p_value
+from mnnvl_lab.records.compare import ALPHA, change_interval, p_value
 from mnnvl_lab.records.provenance import command
 
 ORIGIN = {"device": "2-core Test Processor", "topology": "shared memory of one machine"}
@@ -221,10 +221,20 @@ class TestCompare:
         compared = records.compare(before, after).set_index("tokens")
         assert compared["verdict"].to_dict() == {16: "same", 32: "faster"}
         assert compared.loc[32, "change_percent"] == pytest.approx(-50)
-        assert compared.attrs == {"only_a": 0, "only_b": 1}
+        assert (compared.attrs["only_a"], compared.attrs["only_b"]) == (0, 1)
+        assert compared.attrs["origin_b"] == records.provenance_of(after)
+
+    @given(st.integers(0, 2**32), st.floats(0.9, 1.1))
+    def test_an_interval_leaves_out_what_the_test_refuses(self, seed, factor):
+        random = np.random.default_rng(seed)
+        a, b = random.gamma(400, 0.25, 30), factor * random.gamma(400, 0.25, 20)
+        low, high = change_interval(a, b)
+        assert (low > 1 or high < 1) == (p_value(a, b) < ALPHA)
+        assert low <= np.median(b) / np.median(a) <= high
+        assert change_interval(a, 2 * b) == pytest.approx((2 * low, 2 * high))
 
     def test_nothing_in_common(self):
-        with pytest.raises(RecordError, match="no point in common"):
+        with pytest.raises(RecordError, match=r"no point in common \(tokens is 16 and 99\)"):
             records.compare(table(), table(tokens=99))
 
 

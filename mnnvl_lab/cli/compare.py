@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mnnvl_lab.cli.words import add_command
 
@@ -20,12 +21,15 @@ def add(commands) -> None:
         help="same or different, point by point",
         description="Compares the points that two record files share, by their samples.",
         examples="""compare before.parquet after.parquet
-compare before.parquet after.parquet --alpha 0.001""",
+compare before.parquet after.parquet --alpha 0.001
+compare before.parquet after.parquet --out figures""",
         words=WORDS,
     )
     parser.add_argument("a", metavar="A", help="record file of before")
     parser.add_argument("b", metavar="B", help="record file of after")
     parser.add_argument("--alpha", type=float, default=0.01, help="chance of a false alarm (default 0.01)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="directory of figures, one a clock and phase")
+    parser.add_argument("--type", default="png", choices=("png", "svg", "pdf"), help="kind of figure (default png)")
     parser.set_defaults(run=run)
 
 
@@ -47,3 +51,12 @@ def run(args: argparse.Namespace) -> None:
     devices = [records.provenance_of(side).get("device") for side in (a, b)]
     if devices[0] != devices[1]:
         print(f"note: A was measured on {devices[0]}, B on {devices[1]}")
+    if args.out is not None:
+        _draw(table, args)
+
+
+def _draw(table, args: argparse.Namespace) -> None:
+    from mnnvl_lab.cli.figures import lines, save_all
+    from mnnvl_lab.plots import comparison
+
+    save_all(((f"comparison{name}", comparison(part)) for name, part in lines(table)), args.out, args.type)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mnnvl_lab import plots
+from mnnvl_lab.crossover import OPTIONS
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
 from mnnvl_lab.plots.limits import can_redraw, need_of, rows_of
@@ -29,7 +31,7 @@ EP_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
     """Name and Axes of every figure."""
-    for name, part in settings(table, LATENCY):
+    for name, part in lines(table):
         yield f"latency{name}", plots.latency(part, bounds=plots.limits(part))
     for name, part in settings(table, SHAPE):
         yield from _workspaces(name, part, gpu)
@@ -40,6 +42,30 @@ def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
     for name, part in settings(table, LAYOUT):
         layout = Layout(**{axis: int(part[axis].iloc[0]) for axis in LAYOUT})
         yield f"ranks{name}", plots.rank_grid(layout.to_frame())
+
+
+def save_all(named: Iterable[tuple[str, Axes]], out: Path, kind: str) -> None:
+    """Write each figure as soon as it is drawn, say where, and let it go."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # files alone: no window, whatever the desktop
+    from matplotlib import pyplot
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, axes in named:
+        path = out / f"{name}.{kind}"
+        axes.figure.savefig(path)
+        pyplot.close(axes.figure)
+        print(path)
+
+
+def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The parts of a table that make one figure, a line a mode.
+
+    How a mode is used, such as written in place, parts figures only where one mode is used in both ways.
+    """
+    own = [name for name in OPTIONS if (table.groupby("mode")[name].nunique() == 1).all()]
+    yield from settings(table, [name for name in LATENCY if name not in own])
 
 
 def settings(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -36,20 +36,10 @@ plot before.parquet more.parquet --out out/figures --type svg""",
 
 
 def run(args: argparse.Namespace) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # files alone: no window, whatever the desktop
-    from matplotlib import pyplot
-
     from mnnvl_lab import records
-    from mnnvl_lab.cli.figures import figures
+    from mnnvl_lab.cli.figures import figures, save_all
     from mnnvl_lab.hardware import require_gpu
 
     gpu = require_gpu(args.gpu)
     table = records.join([records.load(file) for file in args.files])
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, axes in figures(table, gpu=gpu):
-        path = args.out / f"{name}.{args.type}"
-        axes.figure.savefig(path)
-        pyplot.close(axes.figure)
-        print(path)
+    save_all(figures(table, gpu=gpu), args.out, args.type)

@@ -5,6 +5,7 @@ Labels and units come from the column registry; device, fabric and clock stand b
 or configured: that is the caller's.
 """
 
+from mnnvl_lab.plots.comparison import comparison
 from mnnvl_lab.plots.context import context
 from mnnvl_lab.plots.fifos import fifos
 from mnnvl_lab.plots.grid import rank_grid
@@ -21,6 +22,7 @@ from mnnvl_lab.plots.waits import waits
 
 __all__ = [
     "bounds_table",
+    "comparison",
     "context",
     "fifos",
     "film",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.records.columns import POINT_COLUMNS
 from mnnvl_lab.records.statistics import slowest_rank
+from mnnvl_lab.records.tables import provenance_of
 
 ALPHA = 0.01
 """Chance of calling two equal distributions different."""
@@ -48,6 +50,18 @@ def is_different(a: np.ndarray, b: np.ndarray, *, alpha: float = ALPHA) -> bool:
     return p_value(a, b) < alpha
 
 
+def change_interval(a: np.ndarray, b: np.ndarray, *, alpha: float = ALPHA) -> tuple[float, float]:
+    """Factors from `a` to `b` that the samples leave open: those which, taken out, `p_value` would not refuse.
+
+    Order statistics of the ratios of all pairs (Moses 1965; Lehmann, Nonparametrics, 1975, section 2.6).
+    """
+    ratios = np.sort(np.divide.outer(b, a), axis=None)
+    n, m = len(a), len(b)
+    reach = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(n * m * (n + m + 1) / 12)
+    cut = max(math.floor(n * m / 2 - 0.5 - reach), 0)
+    return float(ratios[cut]), float(ratios[-1 - cut])
+
+
 def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.DataFrame:
     """Two tables point by point, over the points that both have.
 
@@ -55,8 +69,10 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.Dat
         alpha: chance of even one false alarm in the whole table (Holm's correction for many points).
 
     Returns:
-        A row a point and phase: `POINT_COLUMNS`, `p50_us_a`, `p50_us_b`, `change_percent` (of b against a),
-        `p_value`, `verdict` (`same`, `faster`, `slower`: b against a). `attrs` counts points of one table alone.
+        A row a point and phase: `POINT_COLUMNS`, `p50_us_a`, `p50_us_b`, `change_percent` (of b against a, medians),
+        `low_percent` and `high_percent` (of that point by itself, see `change_interval`), `p_value`, `verdict` (`same`,
+        `faster`, `slower`: b against a). `attrs` counts points of one table alone (`only_a`, `only_b`) and keeps where
+        each comes from (`origin_a`, `origin_b`).
 
     Raises:
         RecordError: no point in common.
@@ -64,12 +80,19 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.Dat
     sides = [_iterations(a), _iterations(b)]
     shared = [point for point in sides[0] if point in sides[1]]
     if not shared:
-        raise RecordError("no point in common: two tables compare where layout, load, mode, phase and clock are equal")
-    rows = [dict(zip(POINT_COLUMNS, point, strict=True)) | _verdict(*(s[point] for s in sides)) for point in shared]
+        raise RecordError(
+            f"no point in common{_apart(a, b)}: two tables compare where layout, load, mode, phase and clock "
+            "are equal; measure both alike"
+        )
+    rows = [
+        dict(zip(POINT_COLUMNS, point, strict=True)) | _change(*(side[point] for side in sides), alpha)
+        for point in shared
+    ]
     table = pd.DataFrame(rows)
     different = _holm(table["p_value"].to_numpy(), alpha) & (table["change_percent"] != 0)
     table["verdict"] = np.where(different, np.where(table["change_percent"] < 0, "faster", "slower"), "same")
-    table.attrs = {"only_a": len(sides[0]) - len(shared), "only_b": len(sides[1]) - len(shared)}
+    for name, side, points in (("a", a, sides[0]), ("b", b, sides[1])):
+        table.attrs |= {f"only_{name}": len(points) - len(shared), f"origin_{name}": provenance_of(side)}
     return table
 
 
@@ -78,12 +101,24 @@ def _iterations(table: pd.DataFrame) -> dict[tuple, np.ndarray]:
     return {point: samples.to_numpy() for point, samples in slowest}
 
 
-def _verdict(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def _apart(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """The first column of which the two have no value in common, in words."""
+    for name in POINT_COLUMNS:
+        sides = [list(dict.fromkeys(side[name])) for side in (a, b)]
+        if not set(sides[0]) & set(sides[1]):
+            return f" ({name} is {' and '.join(', '.join(map(str, values)) for values in sides)})"
+    return ""
+
+
+def _change(a: np.ndarray, b: np.ndarray, alpha: float) -> dict[str, float]:
     before, after = float(np.median(a)), float(np.median(b))
+    low, high = change_interval(a, b, alpha=alpha)
     return {
         "p50_us_a": before,
         "p50_us_b": after,
         "change_percent": 100 * (after / before - 1),
+        "low_percent": 100 * (low - 1),
+        "high_percent": 100 * (high - 1),
         "p_value": p_value(a, b),
     }
 
