@@ -69,6 +69,11 @@ class Point:
                 f"a delay of {self.delay.delay_us} us with clock {self.clock}: rounds inside a graph cannot be "
                 "delayed one by one; use clock eager"
             )
+        if self.clock != "eager" and self.cold_l2:
+            raise Refused(
+                f"cold_l2 is True with clock {self.clock}: a round that is not timed runs just before and warms the "
+                "cache again; use clock eager, or leave the cache warm"
+            )
 
     @property
     def columns(self) -> dict[str, object]:
