@@ -28,7 +28,7 @@ from mnnvl_lab.sweep import run
 from mnnvl_lab.transport.exchange import MODES
 from mnnvl_lab.transport.upstream import LAYERS
 
-TOKENS = tuple(2**n for n in range(13))  # 1 to 4096
+MOST_TOKENS = 4096
 SAMPLING = Sampling(warmup=3, min_samples=15, max_samples=60, budget_s=0.1)
 MULTIPROCESSORS = 132
 
@@ -40,7 +40,7 @@ def base_sweep(options: argparse.Namespace) -> Sweep:
         require_model("deepseek-v3"),
         layouts=(Layout(dp=options.ranks),),
         fabric=options.fabric,
-        tokens=TOKENS,
+        tokens=tokens_to(MOST_TOKENS),
         sampling=SAMPLING,
         modes=MODES[:2] if options.fabric == "shared_gpu" else MODES,
         clocks=("graph", "eager"),
@@ -51,11 +51,17 @@ def base_sweep(options: argparse.Namespace) -> Sweep:
     )
 
 
+def tokens_to(most: int) -> tuple[int, ...]:
+    """Powers of two from 1 to `most`."""
+    return tuple(2**n for n in range(most.bit_length()))
+
+
 PARTS = MappingProxyType(
     {
         "bf16": {"routings": (Uniform(), Zipf(exponent=1.2))},
         "uniform": {},
         "fp8": {"formats": ("fp8_block",)},
+        "hot": {"routings": (HotRank(share=0.5, rank=0),)},
         "kernel": {"clocks": ("kernel",), "modes": MODES[:2]},
         "again": {"clocks": ("graph",), "modes": MODES[:2], "tokens": (512, 1024, 2048, 4096)},
     }
@@ -67,7 +73,7 @@ def record_sweeps(options: argparse.Namespace) -> None:
     """Latency: the parts of PARTS, a file each."""
     with Ranks(Layout(dp=options.ranks), fabric=options.fabric) as ranks:
         for part in options.parts:
-            sweep = replace(base_sweep(options), **PARTS[part])
+            sweep = replace(base_sweep(options), **{"tokens": tokens_to(options.most_tokens)} | PARTS[part])
             out = options.out.with_name(f"{options.out.name}_{part}.parquet")
             table = run(sweep, ranks=ranks, out=out, resume=True)
             shown = records.summary(table, by=["mode", "format", "routing", "clock", "tokens", "phase"])
@@ -190,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--out", type=Path, required=True)
         if function is record_sweeps:
             command.add_argument("--parts", nargs="+", default=["bf16"], choices=tuple(PARTS))
+            command.add_argument("--most-tokens", type=int, default=MOST_TOKENS, help="a rank, powers of two up to it")
     options = parser.parse_args(arguments)
     options.function(options)
     return 0
