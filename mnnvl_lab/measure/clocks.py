@@ -47,7 +47,8 @@ class Round:
     Attributes:
         transport: open, and checked with this batch.
         batch: what this rank sends.
-        partials: what its experts made of the checked round.
+        partials: what its experts made of the checked round, where combine wants it.
+        made: a copy of it, from which the experts' stand-in writes it anew.
         delay: a straggler made on purpose.
         cold_l2: the L2 cache is overwritten before every operation.
     """
@@ -55,6 +56,7 @@ class Round:
     transport: Transport
     batch: Batch
     partials: torch.Tensor
+    made: torch.Tensor
     delay: Delay
     cold_l2: bool = False
 
@@ -62,9 +64,20 @@ class Round:
     def device(self) -> torch.device:
         return self.transport.rank.device
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """What is timed by itself, in turn: the transport's phases, and the experts' stand-in before combine."""
+        *before, combine = self.transport.phases
+        return (*before, "experts", combine)
+
     def phase(self, name: str) -> None:
-        """Enqueue one phase, or all of them in turn for `round`."""
+        """Enqueue one phase; or for `round` all of the transport's in turn, without the experts.
+
+        The stand-in for the experts reads and writes every row once, which is the least that experts can do.
+        """
         match name:
+            case "experts":
+                self.partials.copy_(self.made)
             case "prepare":
                 self.transport.enqueue_prepare(self.batch)
             case "dispatch":
@@ -127,7 +140,7 @@ def eager(work: Round, sampling: Sampling) -> Iterator[list[Sample]]:
     """Endless iterations of every phase and of the whole round, each after a barrier."""
     iteration = -sampling.warmup
     while True:
-        samples = [_eager_sample(work, phase, iteration) for phase in (*work.transport.phases, "round")]
+        samples = [_eager_sample(work, phase, iteration) for phase in (*work.phases, "round")]
         if iteration >= 0:
             yield samples
         iteration += 1
@@ -190,7 +203,7 @@ def _annotated_round(work: Round) -> None:
     work.barrier()
     torch.cuda._sleep(SLEEP_CYCLES)
     work.phase("round")
-    for phase in work.transport.phases:
+    for phase in work.phases:
         with torch.profiler.record_function(ANNOTATION + phase):
             work.phase(phase)
 

@@ -65,7 +65,12 @@ _ALL = (
     _point("fabric", "Fabric", "what carries the bytes: nvlink, shared_gpu or host", "str"),
     _point("device", "Device", "processor model and count; a column only where tables of several were joined", "str"),
     _point("clock", "Clock", "eager: one operation after a barrier; graph: back to back; kernel: device span", "str"),
-    _point("phase", "Phase", "prepare, dispatch, combine, or round: all of them, one after the other", "str"),
+    _point(
+        "phase",
+        "Phase",
+        "prepare, dispatch, experts (a stand-in: one pass over the rows), combine; round: all but experts in turn",
+        "str",
+    ),
     _point("tp", "TP", "tensor-parallel ranks"),
     _point("dp", "DP", "data-parallel ranks"),
     _point("pcp", "PCP", "prefill-context-parallel ranks"),
