@@ -16,7 +16,7 @@ from mnnvl_lab.latency_model.data import gpu_count
 from mnnvl_lab.latency_model.fit import levenberg_marquardt
 from mnnvl_lab.latency_model.work import per_gpu
 from mnnvl_lab.plots.prediction import prediction_errors
-from tools import latency_report, predict
+from tools import judge, latency_report, predict
 
 MEDIANS = Path(__file__).parent / "data" / "graph_medians.csv"  # two H100 over NVLink, November 2026
 SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
@@ -233,6 +233,53 @@ class TestTool:
         aside = records.save_aside(samples(pd.read_csv(MEDIANS).head(3)).assign(knob=1), tmp_path / "x", kind="knobs")
         assert predict.read([eager, aside]) == {}
         assert capsys.readouterr().err.count("left out") == 2
+
+
+class TestJudge:
+    """Synthetic records of eight GPUs against predictions that are wrong by known amounts."""
+
+    @pytest.fixture
+    def eight(self) -> pd.DataFrame:
+        tokens, mode = [1, 64, 4096], "one_sided"
+        return pd.DataFrame(
+            {"mode": mode, "fabric": "nvlink", "ep_size": 8, "tokens": tokens, "ranks_per_gpu": 1}
+        ).assign(latency_us=[20.0, 50.0, 1000.0])
+
+    @staticmethod
+    def predictions(eight, factors) -> pd.DataFrame:
+        made = [
+            lm.Prediction(
+                point=point(ep_size=8, tokens=t), latency_us=us * f, low_us=us * f * 0.9, high_us=us * f * 1.1
+            )
+            for t, us, f in zip(eight["tokens"], eight["latency_us"], factors, strict=True)
+        ]
+        return lm.frame(made)
+
+    def test_errors_are_those_that_were_made(self, eight):
+        table = lm.judged(self.predictions(eight, (1.0, 1.2, 0.95)), lm.observations(samples(eight)))
+        assert table["error_percent"].tolist() == pytest.approx([0, 20, -5], abs=0.1)
+        assert table["inside"].tolist() == [True, False, True]
+        (line,) = lm.score(table).to_dict("records")
+        assert (line["points"], line["inside_percent"]) == (3, pytest.approx(200 / 3))
+        assert [line[f"{n}_percent"] for n in ("median", "worst", "bias")] == pytest.approx([5, 20, 0], abs=0.1)
+
+    def test_only_what_was_predicted_is_judged(self, eight):
+        predictions = self.predictions(eight, (1, 1, 1))
+        with pytest.raises(Refused, match="was predicted"):
+            lm.judged(predictions, lm.observations(samples(eight, routing="zipf:1.2")))
+        with pytest.raises(Refused, match="kind 'prediction'"):
+            lm.judged(eight, lm.observations(samples(eight)))
+
+    def test_the_committed_predictions_can_be_judged(self, eight, tmp_path, capsys):
+        path = records.save(samples(eight), tmp_path / "eight.parquet")
+        assert judge.main([str(path)]) == 0
+        text = capsys.readouterr().out
+        with (latency_report.DATA / "predictions" / "nvlink-h100-ep8.csv").open() as lines:
+            line = next(line for line in lines if line.startswith("prediction,one_sided,8,4096,7168,256,8,bf16"))
+        predicted_us = float(line.split(",")[-4])
+        assert f"| one_sided | 4096 | bf16 | 1000.0 | {predicted_us:.1f} |" in text
+        assert "0 recorded points were not predicted" in text
+        assert judge.main([str(latency_report.DATA / f"{latency_report.PAIR}.parquet")]) == 1
 
 
 class TestReport:

@@ -5,6 +5,7 @@ A prediction is no measurement: it carries an interval, its tables have columns 
 
 from mnnvl_lab.latency_model.data import frame, observations
 from mnnvl_lab.latency_model.fit import LatencyModel, Observation, Prediction, fit, held_against, leave_one_out
+from mnnvl_lab.latency_model.judge import judged, score
 from mnnvl_lab.latency_model.terms import TERMS, Parameter, Terms
 from mnnvl_lab.latency_model.work import Point, Work, work_of
 
@@ -20,7 +21,9 @@ __all__ = [
     "fit",
     "frame",
     "held_against",
+    "judged",
     "leave_one_out",
     "observations",
+    "score",
     "work_of",
 ]
