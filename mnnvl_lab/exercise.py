@@ -17,10 +17,12 @@ class Verdict:
     Attributes:
         guess: the reader's, or None.
         answer: what the package computes.
+        why: the reason, shown with the answer.
     """
 
     guess: object
     answer: object
+    why: str = ""
 
     @property
     def right(self) -> bool:
@@ -30,19 +32,24 @@ class Verdict:
     def words(self) -> str:
         if self.guess is None:
             return "No guess yet: put yours in place of None and run the cell again."
-        return f"Right: {_shown(self.answer)}." if self.right else f"Not yet: {_shown(self.guess)} is not it."
+        return f"Right: {self._solution}" if self.right else f"Not yet: {_shown(self.guess)} is not it."
+
+    @property
+    def _solution(self) -> str:
+        return f"{_shown(self.answer)}. {self.why}".rstrip()
 
     def __repr__(self) -> str:
         return self.words
 
     def _repr_html_(self) -> str:
-        folded = f"<details><summary>the answer</summary>{escape(_shown(self.answer))}</details>"
+        solution = self._solution if self.why else _shown(self.answer)
+        folded = f"<details><summary>the answer</summary>{escape(solution)}</details>"
         return f"<p>{escape(self.words)}</p>{'' if self.right else folded}"
 
 
-def check(guess: object, answer: object) -> Verdict:
+def check(guess: object, answer: object, *, why: str = "") -> Verdict:
     """Compare a guess with the answer. Lists, tuples and arrays count as equal, and so do sets in any order."""
-    return Verdict(guess=guess, answer=answer)
+    return Verdict(guess=guess, answer=answer, why=why)
 
 
 def _plain(value: object) -> object:

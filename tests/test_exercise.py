@@ -34,3 +34,10 @@ def test_words_keep_the_answer_back_and_html_folds_it():
     assert "7919" in str(check(7919, 7919))
     assert "<details><summary>the answer</summary>7919</details>" in check(3, 7919)._repr_html_()
     assert "<b>" not in check("<b>", 1)._repr_html_()
+
+
+def test_the_reason_comes_with_the_answer_and_no_sooner():
+    open_, right = check(None, "hang", why="a < b"), check("hang", "hang", why="a < b")
+    assert "a <" not in repr(open_)
+    assert open_._repr_html_().endswith("<summary>the answer</summary>hang. a &lt; b</details>")
+    assert repr(right) == "Right: hang. a < b"
