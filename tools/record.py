@@ -1,7 +1,7 @@
 """Record the data that `data/README.md` describes, on a machine with GPUs.
 
     python -m tools.record sweeps --fabric nvlink --ranks 2 --parts bf16 fp8 kernel --out data/h100x2_nvlink_ep2
-    python -m tools.record conformance --out data/conformance
+    python -m tools.record conformance --fabric nvlink --ranks 2 --out data/conformance
     python -m tools.record wrong_group --fabric shared_gpu --ranks 4 --out data/wrong_group_4.json
 
 Every command stands alone and can be repeated; sweeps go on where they were stopped.
@@ -35,7 +35,7 @@ MULTIPROCESSORS = 132
 
 def base_sweep(options: argparse.Namespace) -> Sweep:
     """DeepSeek-V3's shape on the machine's EP group, in every mode that the fabric carries; bf16, uniform."""
-    per_gpu = -(-options.ranks // options.gpus)
+    per_gpu = 1 if options.fabric == "nvlink" else -(-options.ranks // options.gpus)
     return Sweep.of_model(
         require_model("deepseek-v3"),
         layouts=(Layout(dp=options.ranks),),
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.set_defaults(function=function)
         command.add_argument("--fabric", required=True, choices=("nvlink", "shared_gpu", "host"))
         command.add_argument("--ranks", type=int, required=True, help="ranks of the EP group")
-        command.add_argument("--gpus", type=int, default=2, help="GPUs that they share")
+        command.add_argument("--gpus", type=int, default=2, help="GPUs that they share on shared_gpu")
         command.add_argument("--out", type=Path, required=True)
         if function is record_sweeps:
             command.add_argument("--parts", nargs="+", default=["bf16"], choices=tuple(PARTS))

@@ -27,7 +27,7 @@ compare before.parquet after.parquet --out figures""",
     )
     parser.add_argument("a", metavar="A", help="record file of before")
     parser.add_argument("b", metavar="B", help="record file of after")
-    parser.add_argument("--alpha", type=float, default=0.01, help="chance of a false alarm (default 0.01)")
+    parser.add_argument("--alpha", type=float, default=0.01, help="chance of even one false alarm (default 0.01)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="directory of figures, one a clock and phase")
     parser.add_argument("--type", default="png", choices=("png", "svg", "pdf"), help="kind of figure (default png)")
     parser.set_defaults(run=run)

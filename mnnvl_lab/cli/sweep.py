@@ -8,9 +8,11 @@ from mnnvl_lab.cli.words import EPILOG_OF_LAYOUT, add_command, add_layout, add_s
 
 WORDS = f"""{EPILOG_OF_LAYOUT}
   mode     one_sided, two_sided, or a baseline: allgather_reducescatter, all_to_all
-  fabric   what carries the bytes: host (processes and shared memory, runs anywhere), shared_gpu, nvlink
+  fabric   what carries the bytes: host (processes and shared memory, runs anywhere), nvlink (a GPU a rank),
+           shared_gpu (several ranks a GPU under MPS; no baselines there)
   routing  how tokens choose experts: uniform, balanced, zipf:1.2, lognormal:1, hot_expert:0.5, hot_rank:0.5
-  clock    eager: one operation after a barrier; graph: rounds back to back; kernel: device span. They never mix
+  clock    eager: one operation after a barrier; graph: rounds back to back; kernel: device span. They never mix;
+           graph and kernel need a GPU
   point    one of each; measured, then kept: a sweep that is killed loses at most the point in progress
 """
 
