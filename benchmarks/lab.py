@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from benchmarks.on_ranks import resident_mb
+from benchmarks.on_ranks import open_check_close, resident_mb
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.sweep import run
+from mnnvl_lab.transport.exchange import Exchange
 
 REPEATS = 5
+SHAPE = {"hidden": 1024, "experts": 32, "top_k": 8}
 QUICK = Sampling(warmup=0, min_samples=1, max_samples=1, budget_s=0.0)
 IMPORTED = """
 import sys, time
@@ -42,11 +44,11 @@ def _costs() -> Iterator[tuple[str, float]]:
     yield "start 4 ranks", _ms(lambda: Ranks(Layout(dp=4)).close())
     with Ranks(Layout(dp=4)) as ranks:
         for mode in ("one_sided", "two_sided"):
-            _point(ranks, Layout(dp=4), mode)
+            _go_on(ranks, Layout(dp=4), mode)
             layouts = [Layout(tp=2, dp=2), Layout(tp=4), Layout(dp=4)] * 2
-            times_ms = [_ms(lambda layout=layout, mode=mode: _point(ranks, layout, mode)) for layout in layouts]
+            times_ms = [_ms(lambda layout=layout, mode=mode: _go_on(ranks, layout, mode)) for layout in layouts]
             yield f"another layout on warm ranks, {mode}: opened, checked, closed", statistics.median(times_ms)
-    yield "the same on fresh processes", _ms(lambda: run(_sweep(Layout(tp=2, dp=2), "one_sided"), progress=False))
+    yield "the same on fresh processes", _ms(_afresh)
 
 
 def _import_ms() -> float:
@@ -61,8 +63,17 @@ def _ms(call: Callable[[], object]) -> float:
 
 
 def _sweep(layout: Layout, mode: str, tokens: tuple[int, ...] = (128,)) -> Sweep:
-    shape = {"hidden": 1024, "experts": 32, "top_k": 8}
-    return Sweep(layouts=(layout,), modes=(mode,), tokens=tokens, sampling=QUICK, **shape)
+    return Sweep(layouts=(layout,), modes=(mode,), tokens=tokens, sampling=QUICK, **SHAPE)
+
+
+def _go_on(ranks: Ranks, layout: Layout, mode: str) -> None:
+    ranks.use(layout)
+    ranks.run(open_check_close, Exchange(mode=mode, layout=layout, max_tokens=128, **SHAPE))
+
+
+def _afresh() -> None:
+    with Ranks(Layout(tp=2, dp=2)) as ranks:
+        _go_on(ranks, ranks.layout, "one_sided")
 
 
 def _point(ranks: Ranks, layout: Layout, mode: str) -> None:
