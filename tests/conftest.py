@@ -1,11 +1,16 @@
 """What tests share: rank processes, whose start costs seconds; hypothesis without deadlines; skips without a GPU."""
 
+import os
+import sys
+
 import pytest
 from hypothesis import settings
 
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.gpus import count_visible_gpus
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 
 settings.register_profile("lab", deadline=None)  # a busy machine is no failure
 settings.load_profile("lab")
@@ -16,6 +21,14 @@ def host_ranks():
     """Four warm ranks on `host`, at first TP 2 x DP 2; a test may `use` another layout, or `kill`: the next renews."""
     with Ranks(Layout(tp=2, dp=2)) as ranks:
         yield ranks
+
+
+@pytest.fixture(autouse=True)
+def _figures_go():
+    """What a test has drawn by pyplot goes with it."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,18 +1,9 @@
-import matplotlib
 import numpy as np
 import pytest
 
 from mnnvl_lab import plots, recorded, records
 from mnnvl_lab.__main__ import main
 from mnnvl_lab.errors import Refused
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    matplotlib.pyplot.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,9 @@
-import matplotlib
 import numpy as np
 import pytest
 
 from mnnvl_lab import plots, published, recorded
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.plots import samples
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    matplotlib.pyplot.close("all")
 
 
 @pytest.fixture(scope="module")
