@@ -1,19 +1,20 @@
 """What the lab itself costs: importing it, starting ranks, going on to another layout.
 
-    python -m benchmarks
+    python -m benchmarks.lab --fabric host --ranks 4
 
 Warm and fresh ranks stand side by side in one run, since that is what keeping ranks warm is for.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 
-from benchmarks.on_ranks import open_check_close, resident_mb
+from benchmarks.on_ranks import open_check_close, resident_mb, time_open
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
 from mnnvl_lab.ranks import Ranks
@@ -33,22 +34,37 @@ print(took_ms)
 """
 
 
-def main() -> None:
-    for name, milliseconds in _costs():
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lab", description=__doc__.splitlines()[0])
+    parser.add_argument("--fabric", default="host", help="host, shared_gpu or nvlink")
+    parser.add_argument("--ranks", type=int, default=4)
+    options = parser.parse_args(arguments)
+    print(f"{options.ranks} ranks on {options.fabric}")
+    for name, milliseconds in _costs(options.fabric, options.ranks):
         print(f"{name:58} {milliseconds:10.1f} ms", flush=True)
-    print(f"{'memory of a rank after a sweep of 100 points':58} {memory_after_sweep_mb():10.0f} MB beyond a fresh one")
+    left_mb = memory_after_sweep_mb(options.fabric, options.ranks)
+    print(f"{'memory of a rank after a sweep of 100 points':58} {left_mb:10.0f} MB beyond a fresh one")
 
 
-def _costs() -> Iterator[tuple[str, float]]:
+def _costs(fabric: str, size: int) -> Iterator[tuple[str, float]]:
     yield "import mnnvl_lab, neither torch nor flashinfer", statistics.median(_import_ms() for _ in range(REPEATS))
-    yield "start 4 ranks", _ms(lambda: Ranks(Layout(dp=4)).close())
-    with Ranks(Layout(dp=4)) as ranks:
+    yield "start", _ms(lambda: Ranks(Layout(dp=size), fabric=fabric).close())
+    layouts = [Layout(tp=2, dp=size // 2), Layout(tp=size), Layout(dp=size)] * 2
+    with Ranks(Layout(dp=size), fabric=fabric) as ranks:
         for mode in ("one_sided", "two_sided"):
-            _go_on(ranks, Layout(dp=4), mode)
-            layouts = [Layout(tp=2, dp=2), Layout(tp=4), Layout(dp=4)] * 2
+            _go_on(ranks, Layout(dp=size), mode)
             times_ms = [_ms(lambda layout=layout, mode=mode: _go_on(ranks, layout, mode)) for layout in layouts]
             yield f"another layout on warm ranks, {mode}: opened, checked, closed", statistics.median(times_ms)
-    yield "the same on fresh processes", _ms(_afresh)
+            for name, per_rank in _opening(ranks, mode).items():
+                yield f"  {name} alone, {mode}", per_rank
+    yield "the same on fresh processes", _ms(lambda: _afresh(fabric, size))
+
+
+def _opening(ranks: Ranks, mode: str) -> dict[str, float]:
+    """Median over repetitions of the slowest rank."""
+    per_rank = ranks.run(time_open, _exchange(ranks.layout, mode), REPEATS)
+    names = ("open", "close")
+    return {n: statistics.median(map(max, zip(*(times[n] for times in per_rank), strict=True))) for n in names}
 
 
 def _import_ms() -> float:
@@ -62,28 +78,36 @@ def _ms(call: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def _sweep(layout: Layout, mode: str, tokens: tuple[int, ...] = (128,)) -> Sweep:
-    return Sweep(layouts=(layout,), modes=(mode,), tokens=tokens, sampling=QUICK, **SHAPE)
+def _sweep(layout: Layout, mode: str, fabric: str, tokens: tuple[int, ...] = (128,)) -> Sweep:
+    return Sweep(layouts=(layout,), modes=(mode,), tokens=tokens, fabric=fabric, sampling=QUICK, **SHAPE)
+
+
+def _exchange(layout: Layout, mode: str) -> Exchange:
+    return Exchange(mode=mode, layout=layout, max_tokens=128, **SHAPE)
 
 
 def _go_on(ranks: Ranks, layout: Layout, mode: str) -> None:
     ranks.use(layout)
-    ranks.run(open_check_close, Exchange(mode=mode, layout=layout, max_tokens=128, **SHAPE))
+    ranks.run(open_check_close, _exchange(layout, mode))
 
 
-def _afresh() -> None:
-    with Ranks(Layout(tp=2, dp=2)) as ranks:
+def _afresh(fabric: str, size: int) -> None:
+    with Ranks(Layout(dp=size), fabric=fabric) as ranks:
         _go_on(ranks, ranks.layout, "one_sided")
 
 
-def _point(ranks: Ranks, layout: Layout, mode: str) -> None:
-    run(_sweep(layout, mode), ranks=ranks, progress=False)
+def _point(ranks: Ranks, mode: str) -> None:
+    run(_sweep(ranks.layout, mode, ranks.fabric), ranks=ranks, progress=False)
 
 
-def memory_after_sweep_mb() -> float:
-    """Resident memory that 100 points leave in the fullest of 4 ranks, beyond what one point leaves."""
-    with Ranks(Layout(dp=4)) as ranks:
-        _point(ranks, Layout(dp=4), "one_sided")
+def memory_after_sweep_mb(fabric: str, size: int) -> float:
+    """Resident memory that 100 points leave in the fullest rank, beyond what one point leaves."""
+    with Ranks(Layout(dp=size), fabric=fabric) as ranks:
+        _point(ranks, "one_sided")
         before = ranks.run(resident_mb)
-        run(_sweep(Layout(dp=4), "one_sided", tuple(range(1, 401, 4))), ranks=ranks, progress=False)
+        run(_sweep(ranks.layout, "one_sided", fabric, tuple(range(1, 401, 4))), ranks=ranks, progress=False)
         return max(after - was for after, was in zip(ranks.run(resident_mb), before, strict=True))
+
+
+if __name__ == "__main__":
+    main()

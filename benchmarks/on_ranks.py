@@ -67,6 +67,13 @@ def time_opening(rank, exchange: Exchange, repeats: int) -> dict[str, list[float
     return _timed(rank.group("ep"), {"open, check, close": once}, repeats)
 
 
+def time_open(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds to open a transport, and to close it."""
+    opened = []
+    calls = {"open": lambda: opened.append(open_transport(rank, exchange)), "close": lambda: opened.pop().close()}
+    return _timed(rank.group("ep"), calls, repeats)
+
+
 def _timed(group, calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     times_ms = {name: [] for name in (*calls, "round")}
     for _ in range(repeats):
