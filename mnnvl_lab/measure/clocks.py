@@ -48,7 +48,6 @@ class Round:
         transport: open, and checked with this batch.
         batch: what this rank sends.
         partials: what its experts made of the checked round, where combine wants it.
-        made: a copy of it, from which the experts' stand-in writes it anew.
         delay: a straggler made on purpose.
         cold_l2: the L2 cache is overwritten before every operation.
     """
@@ -56,7 +55,6 @@ class Round:
     transport: Transport
     batch: Batch
     partials: torch.Tensor
-    made: torch.Tensor
     delay: Delay
     cold_l2: bool = False
 
@@ -77,7 +75,7 @@ class Round:
         """
         match name:
             case "experts":
-                torch.mul(self.made, 1, out=self.partials)  # a kernel, where a copy may be the copy engine's
+                self.partials.mul_(1)
             case "prepare":
                 self.transport.enqueue_prepare(self.batch)
             case "dispatch":

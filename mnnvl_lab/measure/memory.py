@@ -201,7 +201,7 @@ def _rounds(ledger: Ledger, transport, point: Point) -> None:
     partials, _ = checked_round(transport, work, batch)
     ledger.note("round", predicted_bytes=0)
     if rank.device.type == "cuda":
-        timed = Round(transport=transport, batch=batch, partials=partials, made=partials, delay=point.delay)
+        timed = Round(transport=transport, batch=batch, partials=partials, delay=point.delay)
         replay = captured(timed, point.sampling.graph_rounds)
         timed.barrier()
         replay()

@@ -44,14 +44,7 @@ def measure_point(rank, point: Point) -> PointResult:
     with open_transport(rank, point.exchange) as transport:
         batch = transport.admit(work.batch()).batch
         partials, checked = checked_round(transport, work, batch)
-        timed = Round(
-            transport=transport,
-            batch=batch,
-            partials=partials,
-            made=partials.clone(),
-            delay=point.delay,
-            cold_l2=point.cold_l2,
-        )
+        timed = Round(transport=transport, batch=batch, partials=partials, delay=point.delay, cold_l2=point.cold_l2)
         rank.phase = "timing"
         iterations = CLOCK_FUNCTIONS[point.clock](timed, point.sampling)
         samples, stopped = collect(iterations, point.sampling, transport.group)

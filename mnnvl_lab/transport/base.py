@@ -57,6 +57,7 @@ class Transport(ABC):
         self.group = rank.group("ep")
         check_exchange(exchange)
         self._state = "idle"
+        self._prepared_for: Batch | None = None
         self.active: tuple[int, ...] | None = None  # ep_ranks of the round in flight, None for all
         rank.watched = weakref.ref(self)
 
@@ -77,14 +78,19 @@ class Transport(ABC):
         self._agree(batch, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
         return Admitted(batch=batch)
 
-    def prepare(self, batch: Batch | Admitted) -> None:  # noqa: B027 most modes have no such phase
-        """Exchange counts and routing ahead of `dispatch`, where the mode has it; `dispatch` calls it if due."""
+    def prepare(self, batch: Batch | Admitted) -> None:
+        """Exchange counts and routing ahead of `dispatch`, where the mode has that phase; `dispatch` does it if due."""
+        if "prepare" in self.phases:
+            self._require("idle", "prepare")
+            self._prepared_for = bare(batch if isinstance(batch, Admitted) else self.admit(batch))
+            self.enqueue_prepare(self._prepared_for)
 
     def dispatch(self, batch: Batch | Admitted) -> Received:
         """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
         with self._moving("idle", "dispatched", "dispatch"):
             admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
             self.active = admitted.batch.active_ranks
+            self._prepare_if_due(admitted.batch)
             received = self._dispatch(admitted.batch)
         self._sent, self._rows_received = admitted.batch, received.experts.shape[0]
         return received
@@ -107,13 +113,12 @@ class Transport(ABC):
             self._agree(self._sent, {}, partials_problem(partials, *form) or self._misplaced(partials))
             return self._combine(partials)
 
-    def enqueue_prepare(self, batch: Batch | Admitted) -> None:
+    def enqueue_prepare(self, batch: Batch | Admitted) -> None:  # noqa: B027 most modes have no such phase
         """The bare phase, for clocks and CUDA graphs: nothing is checked, no state kept, no wait for a device.
 
         The caller has admitted the batch, calls the phases in turn and on all ranks. A transport on GPUs only launches
         kernels here, and can be captured; one on the host has done the work when it returns.
         """
-        self.prepare(Admitted(batch=bare(batch)))
 
     def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
         """Like `enqueue_prepare`, which the caller calls first where the mode has that phase."""
@@ -158,6 +163,11 @@ class Transport(ABC):
         if error_type is None:  # else its phase is the one to know
             self.rank.phase = "close"
         self.close()
+
+    def _prepare_if_due(self, batch: Batch) -> None:
+        if "prepare" in self.phases and self._prepared_for is not batch:
+            self.enqueue_prepare(batch)
+        self._prepared_for = None
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
         """All ranks together; in a round that leaves out dead ranks each for itself, for those could not answer."""

@@ -58,7 +58,7 @@ class FlashInferTwoSided(FlashInferTransport):
         import flashinfer.comm.trtllm_alltoall as kernels
         import torch
 
-        self._kernels, self._prepared_for = kernels, None
+        self._kernels = kernels
         multiprocessors = fix_sm_limit(self.rank, self.group, self.exchange.sm_limit)
         self.workspace = TwoSidedWorkspace(ep_size=self.ep_size, multiprocessors=multiprocessors)
         require_prediction(
@@ -73,11 +73,6 @@ class FlashInferTwoSided(FlashInferTransport):
         self._fifo_words, self._prepare_words = fifos.view(torch.uint64), prepare.view(torch.uint64)
         self._connections = self.workspace.regions[1], self.workspace.prepare_regions[1]
         self._watches = tuple(map(_watch, (fifos.own_row, prepare.own_row), self._connections))
-
-    def prepare(self, batch: Batch | Admitted) -> None:
-        self._require("idle", "prepare")
-        self._prepared_for = bare(batch if isinstance(batch, Admitted) else self.admit(batch))
-        self.enqueue_prepare(self._prepared_for)
 
     def enqueue_prepare(self, batch: Batch | Admitted) -> None:
         batch, x = bare(batch), self.exchange
@@ -129,12 +124,6 @@ class FlashInferTwoSided(FlashInferTransport):
         for watch, region in zip(self._watches, self._connections, strict=True):
             regions |= cut(watch.read(), [region], begin_bytes=region.offset_bytes)
         return {name: words[..., :3] for name, words in regions.items()}
-
-    def _dispatch(self, batch: Batch) -> Received:
-        if self._prepared_for is not batch:
-            self.enqueue_prepare(batch)
-        self._prepared_for = None
-        return super()._dispatch(batch)
 
     def _move(self, rows, send, recv, output) -> torch.Tensor:
         """Move rows through the FIFOs; `send` and `recv` are running sums with the local rows they count."""

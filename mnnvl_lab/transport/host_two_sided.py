@@ -78,13 +78,7 @@ class HostTwoSided(Transport):
         self._sum = SlotSum(top_k=x.top_k, hidden=x.hidden, dtype=self.combine_dtype, sum_dtype=self.combine_dtype)
         self._landings = [Landing() for _ in range(len(x.payload_parts) + 1)]
         self._prepared: Prepared | None = None
-        self._prepared_for: Batch | None = None
         self._initialize()
-
-    def prepare(self, batch: Batch | Admitted) -> None:
-        self._require("idle", "prepare")
-        self._prepared_for = bare(batch if isinstance(batch, Admitted) else self.admit(batch))
-        self.enqueue_prepare(self._prepared_for)
 
     def enqueue_prepare(self, batch: Batch | Admitted) -> None:
         batch, x = bare(batch), self.exchange
@@ -101,9 +95,6 @@ class HostTwoSided(Transport):
         self._prepare_lanes.move(parcels, self.wait_limit_s)
         own = expert_range(experts=x.experts, ep_size=self.ep_size, ep_rank=self.ep_rank)
         experts[(experts < own.start) | (experts >= own.stop)] = x.experts
-
-    def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
-        self._forward(bare(batch))
 
     def workspace_row(self) -> np.ndarray:
         """A copy of this rank's own row, uint8 `[workspace_bytes]`; without prepare's part."""
@@ -145,12 +136,6 @@ class HostTwoSided(Transport):
         return RankTimeout(rank=ranks[0], phase=self.rank.phase, cause=cause)
 
     def _dispatch(self, batch: Batch) -> Received:
-        if self._prepared_for is not batch:
-            self.enqueue_prepare(batch)
-        self._prepared_for = None
-        return self._forward(batch)
-
-    def _forward(self, batch: Batch) -> Received:
         self.rank.phase = "dispatch"
         require_ep_workspace(self.rank, self.exchange, phase="dispatch", kernel_words=KERNEL_WORDS)
         now, parts = self._prepared, self.exchange.payload_parts
