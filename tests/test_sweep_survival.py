@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.measure import Point
+from mnnvl_lab.records import files
 from mnnvl_lab.records.files import done_points, point_key
 from mnnvl_lab.sweep import run
 from tests.sweep_for_survival import POINTS, SWEEP
 
 LIMIT_S = 60
+RECORDED = Path(__file__).parents[1] / "data" / "h100x2_nvlink_ep2_again.parquet"
 
 
 def begin(path) -> subprocess.Popen:
@@ -80,3 +83,17 @@ def test_the_lock_of_a_killed_sweep_is_no_hindrance(tmp_path):
     holder.kill()
     holder.wait()
     records.Appender(path, records.provenance(fabric="host")).close()
+
+
+def test_a_reader_looks_at_the_path_once(tmp_path, monkeypatch):
+    """Whoever looks twice may meet two versions, since a sweep replaces the file: here it is gone at the second look."""
+    path, table = tmp_path / "sweep.parquet", records.load(RECORDED)
+    records.save(table, path)
+    judge = files._require_origin
+
+    def judge_and_replace(content):
+        judge(content)
+        path.unlink()
+
+    monkeypatch.setattr(files, "_require_origin", judge_and_replace)
+    assert records.load(path).equals(table)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -42,8 +43,9 @@ def load(path: str | os.PathLike) -> pd.DataFrame:
     if not path.is_file():
         raise RecordError(f"{path}: no such file; a sweep writes one with --out")
     try:
-        _require_origin(path)
-        table = pd.read_parquet(path, engine="pyarrow", page_checksum_verification=True)
+        content = BytesIO(path.read_bytes())  # once: a sweep may replace the file between two looks at its path
+        _require_origin(content)
+        table = pd.read_parquet(content, engine="pyarrow", page_checksum_verification=True)
         provenance = require_provenance(table.attrs.get(ATTRIBUTE))
         table = conform(table)
     except RecordError as error:
@@ -140,11 +142,11 @@ def _keys(table: pd.DataFrame) -> set[tuple]:
     return set(table[list(KEY_COLUMNS)].drop_duplicates().itertuples(index=False, name=None))
 
 
-def _require_origin(path: Path) -> None:
+def _require_origin(content: BytesIO) -> None:
     """Judge a file by its footer, before a column of it is read."""
     from pyarrow import parquet
 
-    stored = (parquet.read_schema(path).metadata or {}).get(b"PANDAS_ATTRS", b"{}")
+    stored = (parquet.read_schema(content).metadata or {}).get(b"PANDAS_ATTRS", b"{}")
     require_provenance(json.loads(stored).get(ATTRIBUTE))
 
 
