@@ -86,7 +86,7 @@ def test_the_lock_of_a_killed_sweep_is_no_hindrance(tmp_path):
 
 
 def test_a_reader_looks_at_the_path_once(tmp_path, monkeypatch):
-    """Whoever looks twice may meet two versions, since a sweep replaces the file: here it is gone at the second look."""
+    """Whoever looks twice may meet two versions, since a sweep replaces the file: here it is gone at the second."""
     path, table = tmp_path / "sweep.parquet", records.load(RECORDED)
     records.save(table, path)
     judge = files._require_origin
