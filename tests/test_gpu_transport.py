@@ -36,8 +36,8 @@ def pair():
 
 
 @pytest.fixture(scope="module")
-def square():
-    """TP 2 x DP 2, several ranks a GPU where there are fewer than four."""
+def quartet():
+    """Four ranks, several a GPU where there are fewer than four."""
     with Ranks(Layout(tp=2, dp=2), fabric="nvlink" if GPUS > 3 else "shared_gpu") as ranks:
         yield ranks
 
@@ -46,6 +46,13 @@ def square():
 def two(pair):
     pair.use(Layout(dp=2))
     return pair
+
+
+@pytest.fixture
+def square(quartet):
+    """TP 2 x DP 2."""
+    quartet.use(Layout(tp=2, dp=2))
+    return quartet
 
 
 def small(mode, layout, **more):
@@ -62,9 +69,14 @@ def point(mode, *, tokens=(33, 7), experts=16, top_k=4, hidden=512, seed=0, **mo
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22])
-def test_every_compiled_top_k(two, top_k):
-    results = two.run(on.checked, point("one_sided", experts=32, top_k=top_k), timeout_s=FIRST_S)
-    assert results == [["exact"] * 2] * 2
+@pytest.mark.parametrize("tokens", [(33, 7), (16, 0, 7, 16)], ids=["two addends", "up to four"])
+def test_every_compiled_top_k(pair, quartet, tokens, top_k):
+    """The order in which a token's slots are added shows where there are more than two."""
+    ranks = pair if len(tokens) == 2 else quartet
+    asked = point("one_sided", tokens=tokens, experts=32, top_k=top_k)
+    ranks.use(asked.exchange.layout)
+    results = ranks.run(on.checked, asked, timeout_s=FIRST_S)
+    assert results == [["exact"] * 2] * len(tokens)
 
 
 @pytest.mark.parametrize(
