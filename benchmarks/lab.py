@@ -55,6 +55,12 @@ def _costs(fabric: str, size: int) -> Iterator[tuple[str, float]]:
             _go_on(ranks, Layout(dp=size), mode)
             times_ms = [_ms(lambda layout=layout, mode=mode: _go_on(ranks, layout, mode)) for layout in layouts]
             yield f"another layout on warm ranks, {mode}: opened, checked, closed", statistics.median(times_ms)
+            opened_ms = [_ms(lambda layout=layout, mode=mode: _open(ranks, layout, mode)) for layout in layouts]
+            yield f"  the same without the checked round, {mode}", statistics.median(opened_ms)
+            yield (
+                "  the groups alone",
+                statistics.median(_ms(lambda layout=layout: ranks.use(layout)) for layout in layouts),
+            )
             for name, per_rank in _opening(ranks, mode).items():
                 yield f"  {name} alone, {mode}", per_rank
     yield "the same on fresh processes", _ms(lambda: _afresh(fabric, size))
@@ -89,6 +95,11 @@ def _exchange(layout: Layout, mode: str) -> Exchange:
 def _go_on(ranks: Ranks, layout: Layout, mode: str) -> None:
     ranks.use(layout)
     ranks.run(open_check_close, _exchange(layout, mode))
+
+
+def _open(ranks: Ranks, layout: Layout, mode: str) -> None:
+    ranks.use(layout)
+    ranks.run(time_open, _exchange(layout, mode), 1)
 
 
 def _afresh(fabric: str, size: int) -> None:

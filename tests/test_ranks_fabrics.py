@@ -9,6 +9,7 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.ranks.mps import CONTROL
+from mnnvl_lab.ranks.warden import alive
 from tests import ranks_helpers as on
 
 GPUS = count_visible_gpus()
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.gpu
 
 
 def mps_processes():
-    return [process.pid for process in psutil.process_iter() if process.name().startswith("nvidia-cuda-mps")]
+    found = [process for process in psutil.process_iter() if process.name().startswith("nvidia-cuda-mps")]
+    return [process.pid for process in found if alive(process)]  # the dead wait for a parent that is not ours
 
 
 @pytest.mark.skipif(GPUS < 2, reason=f"nvlink needs 2 GPUs, {GPUS} visible")

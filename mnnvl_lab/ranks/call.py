@@ -13,6 +13,7 @@ from mnnvl_lab.ranks.cluster import POLL_S, Cluster, Process, failure_of, unpack
 from mnnvl_lab.ranks.engine import Failure
 
 GRACE_S = 2.0  # that others get after a rank failed or died: those that wait for it would wait until the limit
+LOST_GRACE_S = 0.5  # the same after a CUDA error: its peers can only wait, and it alone may have taken seconds to show
 
 
 class Outcome:
@@ -27,6 +28,11 @@ class Outcome:
         self.dead: list[int] = []
         self.silent: list[int] = []
         self.hang: Verdict | None = None
+
+    @property
+    def lost(self) -> list[int]:
+        """Ranks that failed in a way that no later call would survive."""
+        return [rank for rank, failure in self.failures.items() if failure.lost]
 
     def take(self, rank: int, future: Future) -> None:
         try:
@@ -45,7 +51,7 @@ def gather(
     timeout_s: float,
     stall: Callable[[Outcome], Verdict | None] = lambda _: None,
 ) -> Outcome:
-    """Wait for the answers of `pending`, at most `timeout_s`, and only `GRACE_S` once a rank has failed or died.
+    """Wait for the answers of `pending`, at most `timeout_s`, and a moment of grace once a rank has failed or died.
 
     Args:
         stall: asked again and again whether a round hangs; if so the waiting ends.
@@ -62,7 +68,7 @@ def gather(
             outcome.dead.append(rank)
             del waiting[rank]
         if outcome.failures or outcome.dead:
-            deadline = min(deadline, time.monotonic() + GRACE_S)
+            deadline = min(deadline, time.monotonic() + (LOST_GRACE_S if outcome.lost else GRACE_S))
         elif waiting:
             outcome.hang = stall(outcome)
         if outcome.hang or time.monotonic() > deadline:

@@ -72,7 +72,7 @@ class Crew:
         self._read_output(futures, layout.world_size)
         self._raise_dead(outcome, phase)
         self._raise_silent(outcome, phase, layout, timeout_s)
-        self._kill_lost(outcome)
+        self._kill_useless(outcome)
         raise_failures(outcome, phase=phase)
         self._cluster.forget(futures.values())
         return [outcome.values[rank] for rank in sorted(outcome.values)]
@@ -97,7 +97,6 @@ class Crew:
 
     def _raise_silent(self, outcome: Outcome, phase: str, layout: Layout, limit_s: float) -> None:
         if not outcome.silent or outcome.failures:
-            self.kill(outcome.silent)
             return
         words = ", ".join(f"{silent} (in {self._phase(silent, phase)})" for silent in outcome.silent)
         verdict = outcome.hang or self.examine(layout, done=outcome.values, limit_s=limit_s)
@@ -111,10 +110,10 @@ class Crew:
             report=verdict.details,
         )
 
-    def _kill_lost(self, outcome: Outcome) -> None:
-        """End ranks that failed in a way that no later call would survive."""
-        lost = [rank for rank, failure in outcome.failures.items() if failure.lost]
-        self.kill(self.processes if lost and self._cluster.launcher.together else lost)
+    def _kill_useless(self, outcome: Outcome) -> None:
+        """End, in one go, ranks that wait for one that failed and those that no later call would survive."""
+        together = outcome.lost and self._cluster.launcher.together
+        self.kill(self.processes if together else [*outcome.silent, *outcome.lost])
 
     def _phase(self, rank: int, phase: str) -> str:
         """What the rank said that it was doing, or else the name of the call."""

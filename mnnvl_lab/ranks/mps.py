@@ -67,12 +67,13 @@ class MpsDaemon:
     def close(self) -> None:
         """Ask the daemon to quit, kill what is left of it, remove its directories. Idempotent."""
         if self.directory.exists():
+            leaving = self.processes  # known from now on: one that is on its way out shows no environment any more
             with suppress(OSError, subprocess.SubprocessError):
                 self._control("quit -t 1\n")
             deadline = time.monotonic() + 2
-            while any(map(alive, self.processes)) and time.monotonic() < deadline:
+            while any(map(alive, leaving)) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            end(self.processes)
+            end([*leaving, *self.processes])
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _start(self) -> None:
