@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import secrets
-import shutil
 import signal
 import socket
 import tempfile
@@ -25,7 +24,7 @@ from mnnvl_lab.ranks.ends import End
 from mnnvl_lab.ranks.engine import Failure, Identity
 from mnnvl_lab.ranks.launchers import Launcher
 from mnnvl_lab.ranks.nursery import Nursery
-from mnnvl_lab.ranks.warden import Warden, alive, end
+from mnnvl_lab.ranks.warden import Warden, alive, end, remove
 
 if TYPE_CHECKING:
     from mnnvl_lab.ranks.launched import Launched
@@ -155,7 +154,7 @@ class Cluster:
             self._engines.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         for directory in (self.run_dir, self.segment_dir):
-            shutil.rmtree(directory, ignore_errors=True)
+            remove(directory)
         self._warden.dismiss()
 
     def _do(self, coroutine, timeout_s: float | None = None) -> Any:

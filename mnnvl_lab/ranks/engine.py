@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mnnvl_lab.errors import LabError
 from mnnvl_lab.postmortem.listener import Listener
 from mnnvl_lab.ranks.mark import Mark
 from mnnvl_lab.ranks.rank import Rank, Seat
@@ -39,7 +40,7 @@ class Failure:
     """A rank function's exception.
 
     Attributes:
-        error: the object itself, where it can be pickled.
+        error: the object itself, where the notebook's process can have it.
         words, report: the exception in a line or two, and its traceback.
         phase: what the rank was doing.
         lost: the process is of no more use, since a CUDA error stays with it for life.
@@ -133,11 +134,20 @@ class Engine:
 
 
 def _failure(error: BaseException, **more: Any) -> Failure:
+    portable = error if _portable(error) else None
+    words = "".join(traceback.format_exception_only(error)).strip()
+    return Failure(error=portable, words=words, report="".join(traceback.format_exception(error)), **more)
+
+
+def _portable(error: BaseException) -> bool:
+    """Whether the notebook's process gets the object: not a library's, to be imported first (torch: 3 s).
+
+    All that a `LabError` or an exception of Python's own needs is there already.
+    """
+    if not (isinstance(error, LabError) or type(error).__module__ == "builtins"):
+        return False
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        portable = None
-    else:
-        portable = error
-    words = "".join(traceback.format_exception_only(error)).strip()
-    return Failure(error=portable, words=words, report="".join(traceback.format_exception(error)), **more)
+        return False
+    return True

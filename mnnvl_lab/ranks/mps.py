@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from mnnvl_lab.errors import RankError, Refused
-from mnnvl_lab.ranks.warden import alive, end
+from mnnvl_lab.ranks.warden import alive, end, remove
 
 CONTROL = "nvidia-cuda-mps-control"
 LIMIT_S = 10.0
@@ -74,7 +74,7 @@ class MpsDaemon:
             while any(map(alive, leaving)) and time.monotonic() < deadline:
                 time.sleep(0.02)
             end([*leaving, *self.processes])
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove(self.directory)
 
     def _start(self) -> None:
         for directory in self._directories.values():

@@ -82,7 +82,16 @@ def clean_up(lines: Iterable[str]) -> None:
             processes += _found(int(words[0]), float(words[1]))
     end(processes)
     for path in directories:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(Path(path))
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory for certain: a process on its way out may still write into it."""
+    deadline = time.monotonic() + LIMIT_S
+    while directory.exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            time.sleep(0.05)
 
 
 def _found(pid: int, created: float) -> list[psutil.Process]:
