@@ -76,6 +76,12 @@ def fail_on(rank, *failing):
     return "fine"
 
 
+def run_out_of_gpu_memory(rank):
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def fail_while_others_wait(rank):
     if rank.index == 2:
         raise ValueError("left the others waiting")

@@ -77,8 +77,9 @@ def test_a_rank_that_stays_away_is_named_beside_the_spinning_kernel(ranks, mode,
         ("two_sided", Death(rank=1, phase="timing", cause="SIGKILL")),
         ("one_sided", Death(rank=0, phase="close", cause="exit")),
         ("two_sided", Death(rank=0, phase="open", cause="memory")),
+        ("one_sided", Death(rank=0, phase="after dispatch", cause="memory")),
     ],
-    ids=lambda value: getattr(value, "phase", value),
+    ids=lambda value: f"{value.cause} in {value.phase}" if isinstance(value, Death) else value,
 )
 def test_a_death_is_named_and_the_next_call_works(ranks, mode, doom):
     point = absence.small_point(PAIR, mode=mode)
@@ -89,6 +90,18 @@ def test_a_death_is_named_and_the_next_call_works(ranks, mode, doom):
     assert time.monotonic() - began_s < NAMED_WITHIN_S
     assert caught.value.rank == doom.rank
     assert caught.value.phase.startswith(doom.phase)
+    assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_a_rank_that_fails_beside_its_spinning_kernel_is_named_and_replaced(ranks, mode):
+    point = absence.small_point(PAIR, mode=mode)
+    ranks.run(measure_point, point, timeout_s=FIRST_S)
+    began_s = time.monotonic()
+    with pytest.raises(RankError, match="failed beside its own kernel") as caught:
+        ranks.run(absence.fail_beside_kernel, point, failing=1)
+    assert time.monotonic() - began_s < NAMED_WITHIN_S
+    assert caught.value.rank == 1
     assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
 
 

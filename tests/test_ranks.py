@@ -78,6 +78,16 @@ def test_other_errors_name_the_ranks_and_bring_a_traceback(ranks, call, rank, ot
     assert ranks.run(on.fail_on) == ["fine"] * 4
 
 
+def test_a_librarys_error_comes_as_words(ranks):
+    """The object would make the notebook's process import the library first, which takes seconds."""
+    with pytest.raises(RankError, match=r"torch\.OutOfMemoryError: CUDA out of memory") as caught:
+        ranks.run(on.run_out_of_gpu_memory)
+    assert caught.value.__cause__ is None
+    with pytest.raises(RankError) as caught:
+        ranks.run(on.fail_on, 1)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
 def test_a_failing_rank_is_named_although_others_wait_for_it(ranks):
     with pytest.raises(RankError, match="left the others waiting") as caught:
         ranks.run(on.fail_while_others_wait)

@@ -11,13 +11,43 @@ from hypothesis import strategies as st
 
 from mnnvl_lab.errors import RankError, Refused
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.ranks.gpus import visible
+from mnnvl_lab.ranks.gpus import comes_to_rest, visible
 from mnnvl_lab.ranks.group import Group
 from mnnvl_lab.ranks.mps import GpuSharing, MpsDaemon
 from mnnvl_lab.ranks.placement import nearest_layout, place
 
 FOUR = Layout(tp=2, dp=2)
 UUIDS = ["GPU-aa1", "GPU-aa2", "GPU-bb3"]
+
+
+class Stream:
+    """Has work for so many more questions; None for ever."""
+
+    def __init__(self, questions):
+        self.questions = questions
+
+    def query(self):
+        if self.questions is None:
+            return False
+        self.questions -= 1
+        return self.questions < 0
+
+
+@pytest.mark.parametrize(("questions", "rests"), [(0, True), (5, True), (None, False)])
+def test_a_gpu_comes_to_rest_or_not(monkeypatch, questions, rests):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(questions))
+    assert comes_to_rest(torch.device("cuda", 0), limit_s=0.05) is rests
+
+
+def test_a_lost_gpu_does_not_come_to_rest(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def lost(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lost)
+    assert not comes_to_rest(torch.device("cuda", 0))
 
 
 def test_on_host_nobody_has_a_gpu():

@@ -48,6 +48,7 @@ def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     view = lambda self, dtype: torch.ones(self.group.size, self.size_bytes, dtype=torch.uint8).view(dtype)  # noqa: E731
     monkeypatch.setattr(symmetric.SymmetricMemory, "view", view)
+    monkeypatch.setattr(symmetric, "comes_to_rest", lambda device: True)
     return opened
 
 
@@ -111,6 +112,23 @@ def test_memory_goes_even_if_a_peer_is_gone(driver):
     with pytest.raises(RuntimeError, match="connection closed"):
         memory.close()
     assert driver == {}
+
+
+def test_memory_is_abandoned_without_waiting_for_a_peer(driver):
+    memory = allocated(FakeGroup())
+    before = memory.group.barriers
+    memory.abandon()
+    assert (driver, memory.group.barriers) == ({}, before)
+    memory.abandon()
+    memory.close()
+    assert memory.group.barriers == before
+
+
+def test_memory_under_a_spinning_kernel_stays_until_the_process_ends(driver, monkeypatch):
+    memory = allocated(FakeGroup())
+    monkeypatch.setattr(symmetric, "comes_to_rest", lambda device: False)
+    memory.abandon()
+    assert driver == {1 << 40: 4}
 
 
 def test_memory_goes_if_it_cannot_be_zeroed(driver, monkeypatch):

@@ -60,6 +60,20 @@ def return_early(rank, point: Point, *, absent: int) -> None:
             transport.dispatch(work.batch())
 
 
+def fail_beside_kernel(rank, point: Point, *, failing: int) -> None:
+    """Rank function: a rank fails while its own kernel spins for peers that never come."""
+    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.transport import open_transport
+
+    work = Work.of(rank, point)
+    with open_transport(rank, point.exchange) as transport:
+        batch = transport.admit(work.batch())
+        if rank.index == failing:
+            transport.enqueue_prepare(batch)
+            transport.enqueue_dispatch(batch)
+            raise RuntimeError("failed beside its own kernel")
+
+
 def idle() -> None:
     time.sleep(3600)
 

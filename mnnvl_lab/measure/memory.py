@@ -122,12 +122,10 @@ def keep_ledger(rank, point: Point) -> list[Entry]:
     transport = open_transport(rank, point.exchange)
     predicted_bytes = workspace_bytes(transport)
     ledger.note("open", predicted_bytes=predicted_bytes)
-    try:
+    with transport:
         _rounds(ledger, transport, point)
         release(rank)
         ledger.note("release")
-    finally:
-        transport.close()
     del transport
     gc.collect()
     ledger.note("close", predicted_bytes=-predicted_bytes)

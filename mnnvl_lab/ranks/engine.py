@@ -20,6 +20,7 @@ from typing import Any
 
 from mnnvl_lab.errors import LabError
 from mnnvl_lab.postmortem.listener import Listener
+from mnnvl_lab.ranks.gpus import comes_to_rest
 from mnnvl_lab.ranks.mark import Mark
 from mnnvl_lab.ranks.rank import Rank, Seat
 
@@ -43,7 +44,7 @@ class Failure:
         error: the object itself, where the notebook's process can have it.
         words, report: the exception in a line or two, and its traceback.
         phase: what the rank was doing.
-        lost: the process is of no more use, since a CUDA error stays with it for life.
+        lost: the process is of no more use: a CUDA error stays with it for life, or a kernel spins for a peer.
     """
 
     error: BaseException | None
@@ -117,16 +118,8 @@ class Engine:
             rank.close()
 
     def _gpu_is_lost(self) -> bool:
-        """Whether nothing on the GPU will work in this process again; asked without waiting for what runs there."""
-        if self.rank is None or self.rank.device.type != "cuda":
-            return False
-        import torch
-
-        try:
-            torch.cuda.current_stream(self.rank.device).query()
-        except Exception:
-            return True
-        return False
+        """Whether nothing on the GPU will work in this process again, or a kernel spins that only its end stops."""
+        return self.rank is not None and self.rank.device.type == "cuda" and not comes_to_rest(self.rank.device)
 
     def run(self, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._mark.write(fn.__name__)

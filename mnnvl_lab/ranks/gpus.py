@@ -1,9 +1,16 @@
-"""How many GPUs this process sees, without starting CUDA in it."""
+"""How many GPUs this process sees, without starting CUDA in it; and whether the one in use has come to rest."""
 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+REST_LIMIT_S = 0.5  # what is enqueued takes milliseconds, unless it waits for a peer
 
 
 def count_visible_gpus() -> int:
@@ -50,3 +57,22 @@ def _uuids() -> list[str]:
         finally:
             pynvml.nvmlShutdown()
     return []
+
+
+def comes_to_rest(device: torch.device, *, limit_s: float = REST_LIMIT_S) -> bool:
+    """Whether what this process has enqueued on a GPU ends in time; asks again and again, never waits in the driver.
+
+    False also where nothing on the GPU will work in this process again.
+    """
+    import torch
+
+    deadline = time.monotonic() + limit_s
+    try:
+        stream = torch.cuda.current_stream(device)
+        while not stream.query():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+    except Exception:  # a CUDA error, or no CUDA at all
+        return False
+    return True

@@ -156,13 +156,19 @@ class Transport(ABC):
     def close(self) -> None:
         """Give back everything that `open` took. Idempotent."""
 
+    def abandon(self) -> None:
+        """Like `close`, after an error: waits for no other rank, since those may be elsewhere or dead."""
+        self.close()
+
     def __enter__(self):
         return self
 
     def __exit__(self, error_type, *rest):
-        if error_type is None:  # else its phase is the one to know
+        if error_type is None:
             self.rank.phase = "close"
-        self.close()
+            self.close()
+        else:  # its phase is the one to know
+            self.abandon()
 
     def _prepare_if_due(self, batch: Batch) -> None:
         if "prepare" in self.phases and self._prepared_for is not batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ class FlashInferTransport(Transport):
         try:
             self._open()
         except BaseException:
-            self.close()
+            self.abandon()
             raise
         self.group.barrier()  # a late memset must not erase a peer's first epoch
 
@@ -84,10 +85,16 @@ class FlashInferTransport(Transport):
         """What this rank's flags say now, readable from another thread while a kernel spins on them."""
 
     def close(self) -> None:
+        self._release(SymmetricMemory.close)
+
+    def abandon(self) -> None:
+        self._release(SymmetricMemory.abandon)
+
+    def _release(self, free: Callable[[SymmetricMemory], None]) -> None:
         self.rank.watched = None  # a post-mortem must not read memory that is gone
         with ExitStack() as every_one_even_if_one_fails:
             while self._memories:
-                every_one_even_if_one_fails.callback(self._memories.pop().close)
+                every_one_even_if_one_fails.callback(free, self._memories.pop())
 
     @property
     def allocations(self) -> tuple[Allocation, ...]:

@@ -7,6 +7,7 @@ ids and token counts within range (`admit` sees to the last two).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,8 @@ from mnnvl_lab.workspace import OneSidedWorkspace
 
 if TYPE_CHECKING:
     import torch
+
+    from mnnvl_lab.transport.symmetric import SymmetricMemory
 
 
 class FlashInferOneSided(FlashInferTransport):
@@ -125,9 +128,9 @@ class FlashInferOneSided(FlashInferTransport):
         """`flag_val`, `recv_counters`, the completion flags of either phase ...: this rank's row, by region."""
         return cut(self._watch.read(), self._flags)
 
-    def close(self) -> None:
+    def _release(self, free: Callable[[SymmetricMemory], None]) -> None:
         self._views, self._view_cache = [], {}
-        super().close()
+        super()._release(free)
 
     @property
     def _pdl(self) -> bool | None:

@@ -11,6 +11,8 @@ import ctypes
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mnnvl_lab.ranks.gpus import comes_to_rest
+
 if TYPE_CHECKING:
     import torch
 
@@ -103,7 +105,7 @@ class SymmetricMemory:
             self.rows = self.view(torch.uint8)
             self._zero()
         except BaseException:
-            self.close()
+            self.abandon()
             raise
 
     def view(self, dtype: torch.dtype) -> torch.Tensor:
@@ -136,6 +138,18 @@ class SymmetricMemory:
         finally:
             MnnvlMemory.close_mnnvl_memory(address)
         self.group.barrier()  # a row is given back only when its last importer has let go
+
+    def abandon(self) -> None:
+        """Like `close`, after an error: waits for no peer. The memory is back once all have done so. Idempotent.
+
+        A row that a kernel still uses stays mapped: the kernel may spin for a peer for ever, and only the end of the
+        process frees both.
+        """
+        from flashinfer.comm.mnnvl import MnnvlMemory
+
+        address, self._address, self.rows = self._address, None, None
+        if address is not None and comes_to_rest(self.device):
+            MnnvlMemory.close_mnnvl_memory(address)
 
     def _zero(self) -> None:
         """The kernels' flags must start at zero, which recycled memory does not promise; no peer writes before."""
