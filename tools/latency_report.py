@@ -37,9 +37,13 @@ FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
 RECORDED_LATER = (
     "h100x2_nvlink_ep2_fp8",
     "h100x2_shared_ep4_fp8",
+    "h100x2_shared_ep8_fp8",
     "h100x1_shared_ep2_bf16",
+    "h100x1_shared_ep2_fp8",
     "h100x1_shared_ep4_bf16",
+    "h100x1_shared_ep4_fp8",
     "h100x1_shared_ep8_bf16",
+    "h100x1_shared_ep8_fp8",
 )
 SHOWN_TOKENS = (1, 16, 128, 512, 1024, 2048, 4096)
 

@@ -56,10 +56,8 @@ LIMITS_TEXT = """## Limits
   but neither flags nor stacks are read.
 - With the two-sided kernels, a rank that was sent nothing and sends nothing shows no trace in the FIFOs: what it said
   last stands in.
-- On GPUs this page has no campaign yet. In the one trial on two H100s a rank that stayed away from dispatch was not
-  named within the limit of the round. The likely reason: the waiting rank stood in a copy to pageable memory behind the
-  spinning kernel, which keeps its CUDA context busy, so that its flags could not be read. It now waits on the stream
-  instead; whether that suffices has not been tried on a GPU (`pytest -m gpu tests/test_gpu_reliability.py`).
+- A rank whose CUDA context is lost, or whose kernel still spins half a second after its function failed, is replaced:
+  nothing but the end of its process frees the GPU.
 - Two-sided kernels have no timeout and one-sided ones give up after about five minutes: until then only killing the
   process frees the GPU, and that is what happens.
 """
