@@ -39,6 +39,7 @@ KILLS, HANGS, FUZZED_ROUNDS, DELAYED_ROUNDS = 100, 20, 10_000, 3_200
 NAMED_WITHIN_S = 5.0
 ROUND_LIMIT_S = 2.0
 TRIALS_A_CALL = 50
+RIGHT_ROUNDS_A_TRIAL = 1.6  # on average: two, but none where what is refused is the exchange itself
 DELAYED_SIZES = range(1, 17)
 SOME_TIME = "any moment"
 SOME_TIME_S = 0.5
@@ -109,7 +110,7 @@ def hangs(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
 def fuzz(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
     """Random rounds and mutations: right, or refused by all ranks in the same words."""
     rows: list[Row] = []
-    examples = _at_least_one(FUZZED_ROUNDS * share / 2 / TRIALS_A_CALL)  # two rounds a trial
+    examples = _at_least_one(FUZZED_ROUNDS * share / RIGHT_ROUNDS_A_TRIAL / TRIALS_A_CALL)
     with Ranks(Layout(dp=size), fabric=fabric) as ranks, tqdm(total=examples, desc="fuzz calls") as bar:
 
         @settings(
