@@ -71,7 +71,6 @@ def point(mode, *, tokens=(33, 7), experts=16, top_k=4, hidden=512, seed=0, **mo
 @pytest.mark.parametrize("top_k", [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22])
 @pytest.mark.parametrize("tokens", [(33, 7), (16, 0, 7, 16)], ids=["two addends", "up to four"])
 def test_every_compiled_top_k(pair, quartet, tokens, top_k):
-    """The order in which a token's slots are added shows where there are more than two."""
     ranks = pair if len(tokens) == 2 else quartet
     asked = point("one_sided", tokens=tokens, experts=32, top_k=top_k)
     ranks.use(asked.exchange.layout)

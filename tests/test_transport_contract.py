@@ -85,6 +85,16 @@ def test_rounds_agree_with_the_oracle(ranks, mode, case):
     assert run(ranks, on.rounds, exchange(mode, layout, **more), loads(**load)) == [3] * layout.world_size
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("top_k", [4, 6, 8, 10, 12, 14, 16, 18, 22])
+def test_one_sided_adds_up_in_the_kernels_order(ranks, top_k, dtype):
+    """With rows that cancel: rounded to bf16, the sums of the other cases come out alike in any order."""
+    asked = exchange("one_sided", SQUARE, experts=32, top_k=top_k, combine_dtype=dtype)
+    for right, sensitive in run(ranks, on.cancelling_round, asked, loads()[0]):
+        assert right
+        assert sensitive > 20
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_calls_out_of_turn_are_refused_and_do_no_harm(ranks, mode):
     if mode not in ("one_sided", "two_sided") and ranks.fabric == "shared_gpu":

@@ -4,12 +4,16 @@ Tensors live on the rank's device, so the same functions serve every fabric.
 """
 
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
 
 from mnnvl_lab.errors import LabError, RankTimeout
-from mnnvl_lab.oracle import Oracle, partial_gain, payload
+from mnnvl_lab.oracle import Oracle, partial_gain, payload, reduce_slots
+from mnnvl_lab.oracle.combine import TREE_TOP_K
+from mnnvl_lab.oracle.dispatch import target_ranks
 from mnnvl_lab.transport import open_transport
 from mnnvl_lab.transport.exchange import Batch
 
@@ -130,6 +134,46 @@ def rounds(rank, exchange, loads):
         for load in loads:
             one_round(rank, transport, load)
     return len(loads)
+
+
+def cancelling_rows(source, tokens, target, hidden):
+    """float32 `[tokens, hidden]`: what `target` makes of them. Large ones swallow a 1 and cancel, or cancel first."""
+    values = np.array([-(2.0**24), -1, 1, 2.0**24], dtype=np.float32)
+    rows = [np.random.default_rng([source, token, target]).choice(values, hidden) for token in tokens]
+    return np.array(rows, dtype=np.float32).reshape(-1, hidden)
+
+
+def cancelling_slots(exchange, load, source):
+    """float32 `[tokens, hidden]` for each of a token's K slots."""
+    shape = {"experts": exchange.experts, "ep_size": exchange.ep_size}
+    targets_TK = target_ranks(load.experts_TK(source, top_k=exchange.top_k, **shape), **shape)
+    slots = np.zeros((exchange.top_k, len(targets_TK), exchange.hidden), dtype=np.float32)
+    for token, slot in np.argwhere(targets_TK >= 0):
+        [slots[slot, token]] = cancelling_rows(source, [token], targets_TK[token, slot], exchange.hidden)
+    return list(slots)
+
+
+def cancelling_round(rank, exchange, load):
+    """Whether combine adds up in the kernel's order, and in how many sums another order would show."""
+    me = rank.group("ep").rank
+    with open_transport(rank, exchange) as transport:
+        received = transport.dispatch(batch_of(rank, exchange, load))
+        partials = transport.partials_buffer(received)
+        for source in range(exchange.ep_size):
+            block = received.block(source)
+            rows = cancelling_rows(source, tokens_in(received.payloads[0][block], source), me, exchange.hidden)
+            partials[block] = torch.from_numpy(rows).to(partials)
+        combined = transport.combine(partials).cpu()
+    slots = cancelling_slots(exchange, load, me)
+    expected = torch.from_numpy(reduce_slots(slots)).to(combined.dtype)
+    other = torch.from_numpy(another_order(slots)).to(combined.dtype)
+    return same_bits(combined, expected), int((other != expected).sum())
+
+
+def another_order(slots):
+    """One after the other where the kernel has a tree of neighbours, and the reverse."""
+    tree = len(slots) in TREE_TOP_K
+    return reduce(add, slots if tree else [left + right for left, right in zip(slots[::2], slots[1::2], strict=True)])
 
 
 def reopened(rank, exchanges, load, *, keep):
