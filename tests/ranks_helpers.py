@@ -24,6 +24,13 @@ class Kept:
         self.path.write_text("closed")
 
 
+class Shared(Kept):
+    """One whose `close` would wait for other ranks."""
+
+    def abandon(self):
+        self.path.write_text("abandoned")
+
+
 def running(pid):
     """Not a rank function: whether a process is there and more than a dead one that nobody has asked about yet."""
     try:
@@ -161,6 +168,7 @@ def keep_what_waits(rank):
 
 def keep(rank, path):
     rank.kept["first"] = Kept(path / f"{rank.index}")
+    rank.kept["shared"] = Shared(path / f"shared-{rank.index}")
     rank.kept["array"] = np.arange(3)
     return len(rank.kept)
 

@@ -56,6 +56,15 @@ def test_a_process_that_lost_its_gpu_is_replaced(ranks):
     assert [old == new for old, new in zip(pids, ranks.run(pid), strict=True)] == [True, False, True, True]
 
 
+def test_a_process_whose_gpu_does_not_come_to_rest_takes_no_other_place(ranks):
+    pids = ranks.run(pid)
+    ranks.run(death.keep_gpu_busy)
+    with pytest.raises(RankError, match=r"rank 1 in keep_gpu_busy: .*does not come to rest"):
+        ranks.use(Layout(tp=4))
+    assert pids[1] not in ranks.run(pid)
+    ranks.use(SQUARE)
+
+
 def test_no_segment_outlives_its_ranks(ranks):
     """Segments have no name, so that what is left is only what living processes map."""
     before = set(ranks._cluster.segment_dir.iterdir())

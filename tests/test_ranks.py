@@ -151,10 +151,11 @@ def test_more_ranks_than_processes_adds_some(ranks):
 
 def test_kept_objects_last_until_the_next_layout_and_are_closed_then(ranks, tmp_path):
     ranks.run(on.keep, tmp_path)
-    assert ranks.run(on.kept) == [["array", "first"]] * 4
+    assert ranks.run(on.kept) == [["array", "first", "shared"]] * 4
     ranks.use(Layout(tp=4))
     assert ranks.run(on.kept) == [[]] * 4
     assert [(tmp_path / str(index)).read_text() for index in range(4)] == ["closed"] * 4
+    assert [(tmp_path / f"shared-{index}").read_text() for index in range(4)] == ["abandoned"] * 4
 
 
 def test_segments_lie_in_a_private_directory(ranks):

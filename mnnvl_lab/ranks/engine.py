@@ -113,9 +113,17 @@ class Engine:
         self.rank = Rank(seat, self._mark)
 
     def leave(self) -> None:
-        if self.rank is not None:
-            rank, self.rank = self.rank, None
-            rank.close()
+        """Give up the place.
+
+        Raises:
+            RuntimeError: a kernel still spins on the GPU, or the GPU is lost: this process can be no rank any more.
+        """
+        if self.rank is None:
+            return
+        self.rank.close()
+        if self._gpu_is_lost():
+            raise RuntimeError("the GPU does not come to rest, so this process was ended; the next call starts another")
+        self.rank = None
 
     def _gpu_is_lost(self) -> bool:
         """Whether nothing on the GPU will work in this process again, or a kernel spins that only its end stops."""

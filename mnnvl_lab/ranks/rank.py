@@ -49,7 +49,8 @@ class Rank:
         fabric: `host`, `nvlink` or `shared_gpu`.
         device: the torch device that holds its tensors. All visible GPUs stay visible, for peer access.
         segment_dir: directory (0700, in memory on Linux) for files that ranks share; swept when the ranks go.
-        kept: objects that outlive a call. Those with a `close` are closed when the rank gets another layout.
+        kept: objects that outlive a call. When the rank gets another layout they are closed: by `abandon`, which waits
+            for no other rank, where they have it, else by `close`.
         groups: those used so far, by name.
         watched: weak reference to the transport that moved last: the one to look at when the rank hangs.
     """
@@ -85,12 +86,12 @@ class Rank:
         return self.groups[name]
 
     def close(self) -> None:
-        """Close what is kept, the last first, and leave all groups."""
+        """Close what is kept, the last first, and leave all groups; waits for no other rank, since some may be dead."""
         import torch.distributed as dist
 
         for kept in reversed(self.kept.values()):
-            with suppress(Exception):  # its peers may be dead
-                getattr(kept, "close", lambda: None)()
+            with suppress(Exception):
+                getattr(kept, "abandon", getattr(kept, "close", lambda: None))()
         self.kept.clear()
         self.groups.clear()
         dist.destroy_process_group()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from mnnvl_lab.errors import RankDied, RankTimeout, Refused
+from mnnvl_lab.errors import RankError, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
@@ -183,7 +183,7 @@ class Ranks:
         if self._met is None:
             return
         living = sorted(self._crew.processes.keys() - self._crew.dead)
-        with suppress(RankTimeout, RankDied):
+        with suppress(RankError):
             leave = dict.fromkeys(living, ("leave",))
             self._crew.ask(leave, layout=self._met, phase="leave", timeout_s=LEAVE_LIMIT_S)
 
