@@ -12,9 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.on_ranks import open_check_close, resident_mb, time_open
+from benchmarks.on_ranks import resident_mb, time_open, time_opening
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
 from mnnvl_lab.ranks import Ranks
@@ -53,16 +53,17 @@ def _costs(fabric: str, size: int) -> Iterator[tuple[str, float]]:
     with Ranks(Layout(dp=size), fabric=fabric) as ranks:
         for mode in ("one_sided", "two_sided"):
             _go_on(ranks, Layout(dp=size), mode)
-            times_ms = [_ms(lambda layout=layout, mode=mode: _go_on(ranks, layout, mode)) for layout in layouts]
-            yield f"another layout on warm ranks, {mode}: opened, checked, closed", statistics.median(times_ms)
-            opened_ms = [_ms(lambda layout=layout, mode=mode: _open(ranks, layout, mode)) for layout in layouts]
-            yield f"  the same without the checked round, {mode}", statistics.median(opened_ms)
             yield (
-                "  the groups alone",
-                statistics.median(_ms(lambda layout=layout: ranks.use(layout)) for layout in layouts),
+                f"another layout on warm ranks, {mode}: opened, checked, closed",
+                _median_ms(layouts, lambda layout, mode=mode: _go_on(ranks, layout, mode)),
+            )
+            yield (
+                f"  the same without the checked round, {mode}",
+                _median_ms(layouts, lambda layout, mode=mode: _go_on(ranks, layout, mode, time_open)),
             )
             for name, per_rank in _opening(ranks, mode).items():
                 yield f"  {name} alone, {mode}", per_rank
+        yield "another layout on warm ranks, its groups alone", _median_ms(layouts, ranks.use)
     yield "the same on fresh processes", _ms(lambda: _afresh(fabric, size))
 
 
@@ -84,6 +85,10 @@ def _ms(call: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
+def _median_ms(layouts: Sequence[Layout], call: Callable[[Layout], object]) -> float:
+    return statistics.median(_ms(lambda layout=layout: call(layout)) for layout in layouts)
+
+
 def _sweep(layout: Layout, mode: str, fabric: str, tokens: tuple[int, ...] = (128,)) -> Sweep:
     return Sweep(layouts=(layout,), modes=(mode,), tokens=tokens, fabric=fabric, sampling=QUICK, **SHAPE)
 
@@ -92,14 +97,10 @@ def _exchange(layout: Layout, mode: str) -> Exchange:
     return Exchange(mode=mode, layout=layout, max_tokens=128, **SHAPE)
 
 
-def _go_on(ranks: Ranks, layout: Layout, mode: str) -> None:
+def _go_on(ranks: Ranks, layout: Layout, mode: str, function: Callable = time_opening) -> None:
+    """Take a layout and do once what `function` repeats."""
     ranks.use(layout)
-    ranks.run(open_check_close, _exchange(layout, mode))
-
-
-def _open(ranks: Ranks, layout: Layout, mode: str) -> None:
-    ranks.use(layout)
-    ranks.run(time_open, _exchange(layout, mode), 1)
+    ranks.run(function, _exchange(layout, mode), 1)
 
 
 def _afresh(fabric: str, size: int) -> None:

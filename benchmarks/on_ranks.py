@@ -87,14 +87,6 @@ def _timed(group, calls: dict[str, Callable[[], object]], repeats: int) -> dict[
     return times_ms if len(calls) > 1 else {name: times_ms[name] for name in calls}
 
 
-def open_check_close(rank, exchange: Exchange) -> None:
-    """All that another layout, mode or load asks of warm ranks before something is timed."""
-    load = Load(routing=Uniform(), tokens=exchange.max_tokens)
-    work = Work.of(rank, Point(exchange=exchange, load=load))
-    with open_transport(rank, exchange) as transport:
-        checked_round(transport, work, work.batch())
-
-
 def resident_mb(rank) -> float:
     """Resident memory of a rank's process in MB."""
     return psutil.Process().memory_info().rss / 1e6

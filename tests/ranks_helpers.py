@@ -89,6 +89,14 @@ def run_out_of_gpu_memory(rank):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def keep_gpu_busy(rank):
+    """As if a kernel of rank 1 still spun: without CUDA nothing comes to rest."""
+    if rank.index == 1:
+        import torch
+
+        rank.device = torch.device("cuda", 0)
+
+
 def fail_while_others_wait(rank):
     if rank.index == 2:
         raise ValueError("left the others waiting")

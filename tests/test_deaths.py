@@ -11,7 +11,7 @@ from mnnvl_lab.faults import absence, death
 from mnnvl_lab.faults.death import Death, die_while_measuring
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point
-from tests.ranks_helpers import pid
+from tests.ranks_helpers import keep_gpu_busy, pid
 
 SQUARE = Layout(tp=2, dp=2)
 NAMED_WITHIN_S = 5
@@ -58,7 +58,7 @@ def test_a_process_that_lost_its_gpu_is_replaced(ranks):
 
 def test_a_process_whose_gpu_does_not_come_to_rest_takes_no_other_place(ranks):
     pids = ranks.run(pid)
-    ranks.run(death.keep_gpu_busy)
+    ranks.run(keep_gpu_busy)
     with pytest.raises(RankError, match=r"rank 1 in keep_gpu_busy: .*does not come to rest"):
         ranks.use(Layout(tp=4))
     assert pids[1] not in ranks.run(pid)

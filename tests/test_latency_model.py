@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mnnvl_lab import checkout, recorded, records
 from mnnvl_lab import latency_model as lm
-from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
 from mnnvl_lab.latency_model.data import gpu_count
 from mnnvl_lab.latency_model.fit import levenberg_marquardt
@@ -274,12 +274,12 @@ class TestJudge:
         path = records.save(samples(eight), tmp_path / "eight.parquet")
         assert judge.main([str(path)]) == 0
         text = capsys.readouterr().out
-        with (latency_report.DATA / "predictions" / "nvlink-h100-ep8.csv").open() as lines:
+        with (checkout.DATA / "predictions" / "nvlink-h100-ep8.csv").open() as lines:
             line = next(line for line in lines if line.startswith("prediction,one_sided,8,4096,7168,256,8,bf16"))
         predicted_us = float(line.split(",")[-4])
         assert f"| one_sided | 4096 | bf16 | 1000.0 | {predicted_us:.1f} |" in text
         assert "0 recorded points were not predicted" in text
-        assert judge.main([str(latency_report.DATA / f"{latency_report.PAIR}.parquet")]) == 1
+        assert judge.main([str(checkout.DATA / f"{latency_report.PAIR}.parquet")]) == 1
 
 
 class TestReport:
@@ -309,8 +309,8 @@ class TestReport:
             assert all(f"<!-- /{name} -->" in text for name in names)
 
     def test_the_fit_is_that_of_the_committed_predictions(self):
-        about = json.loads((latency_report.DATA / "predictions" / "model.json").read_text())
-        names = {f"{name}.parquet": latency_report.DATA / f"{name}.parquet" for name in latency_report.FITTED_TO}
+        about = json.loads((checkout.DATA / "predictions" / "model.json").read_text())
+        names = {f"{name}.parquet": checkout.DATA / f"{name}.parquet" for name in latency_report.FITTED_TO}
         assert {o["file"]: o["sha256"] for o in about["training"]} == {n: predict.sha256(p) for n, p in names.items()}
         assert not set(latency_report.FITTED_TO) & set(latency_report.RECORDED_LATER)
 
@@ -322,7 +322,7 @@ class TestReport:
         assert values[1] == pytest.approx(1e3 * megabytes / rate, rel=2e-3)
 
     def test_results_are_medians_of_the_slowest_rank(self):
-        samples = records.load(latency_report.DATA / f"{latency_report.PAIR}.parquet")
+        samples = recorded.load(latency_report.PAIR)
         chosen = samples.query("mode == 'two_sided' and clock == 'graph' and tokens == 4096 and routing == 'uniform'")
         expected = np.median(chosen.pivot(index="iteration", columns="rank", values="latency_us").max(axis=1))
         row = next(line for line in latency_report.results().splitlines() if line.startswith("| two_sided | 4096 "))

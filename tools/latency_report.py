@@ -12,13 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 
 import matplotlib
 import pandas as pd
 
-from mnnvl_lab import bandwidth, crossover, knobs, recorded, records
+from mnnvl_lab import bandwidth, checkout, crossover, knobs, recorded, records
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab.errors import LabError
 from mnnvl_lab.model import require_format
@@ -26,10 +25,8 @@ from mnnvl_lab.plots.crossover import draw as draw_crossover
 from mnnvl_lab.plots.prediction import prediction_errors
 from mnnvl_lab.routing import Load, parse
 from tools import link_budget, predict
-from tools.pages import markdown
+from tools.pages import DOCS, markdown, save_figure
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA, DOCS = ROOT / "data", ROOT / "docs"
 PAIR = "h100x2_nvlink_ep2_bf16"
 PREDICTED = (4, 8)
 FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
@@ -62,7 +59,7 @@ def errors() -> str:
     left_out = pd.concat([lm.leave_one_out(model.observations) for model in models])
     tests = pd.concat([lm.held_against(model, unseen) for model in models])
     device = records.provenance_of(recorded.load(PAIR))["device"]
-    save(prediction_errors(left_out, device=device), "predicted_and_recorded")
+    save_figure(prediction_errors(left_out, device=device), "predicted_and_recorded")
     named = {"left out one by one": left_out, "never in the fit": tests}
     parts = [pd.DataFrame(predict.errors(table)).assign(points_are=name) for name, table in named.items()]
     return markdown(pd.concat(parts)[["points_are", *parts[0].columns[:-1]]], digits=1)
@@ -79,7 +76,7 @@ def fastest() -> str:
     """Who is ahead at which token count, under each routing recorded."""
     samples = recorded.load(PAIR)
     uniform = samples[samples["routing"] == "uniform"]
-    save(draw_crossover(uniform), "who_is_ahead")
+    save_figure(draw_crossover(uniform), "who_is_ahead")
     table = crossover.table(samples)
     return markdown(table[["routing", "tokens", "fastest", "p50_us", "runner_up", "runner_up_us", "lead_percent"]])
 
@@ -153,7 +150,7 @@ def _bandwidths(point: pd.Series, tokens: int) -> Mapping[str, float]:
 
 def bare() -> str:
     """FlashInfer's classes in a bare loop beside the lab's medians."""
-    path = DATA / "bare_flashinfer.json"
+    path = checkout.DATA / "bare_flashinfer.json"
     bare_us = pd.DataFrame(json.loads(path.read_text())["medians"])
     samples = recorded.load(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
     lab_us = records.summary(samples).set_index(["mode", "tokens"])["p50_us"].rename("lab")
@@ -181,11 +178,6 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
 )
 
 
-def save(ax, name: str) -> None:
-    (DOCS / "figures").mkdir(exist_ok=True)
-    ax.figure.savefig(DOCS / "figures" / f"{name}.png", dpi=144, bbox_inches="tight")
-
-
 def filled(page: str) -> str:
     """The page with every part that it names made anew."""
     for name in re.findall(r"<!-- (\w+) -->", page):
@@ -207,7 +199,7 @@ def main() -> None:
     matplotlib.use("Agg")
     for page in (DOCS / "latency.md", DOCS / "method.md"):
         page.write_text(filled(page.read_text()))
-        print(page.relative_to(ROOT))
+        print(page.relative_to(DOCS.parent))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,24 @@
-"""Tables of the pages in `docs/`."""
+"""Tables and figures of the pages in `docs/`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def save_figure(ax: Axes, name: str) -> Path:
+    """Write the figure to `docs/figures/`."""
+    path = DOCS / "figures" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    ax.figure.savefig(path, dpi=144, bbox_inches="tight")
+    return path
 
 
 def markdown(table: pd.DataFrame, *, digits: int = 1) -> str:
@@ -17,4 +33,5 @@ def _heading(name: str) -> str:
 
 
 def _cell(value: object, digits: int) -> str:
-    return f"{round(value, digits) + 0:.{digits}f}" if isinstance(value, float) else str(value)
+    words = f"{round(value, digits) + 0:.{digits}f}" if isinstance(value, float) else str(value)
+    return words.replace("|", "\\|")

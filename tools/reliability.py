@@ -16,8 +16,9 @@ import pandas as pd
 from mnnvl_lab.faults.hazards import HAZARDS
 from mnnvl_lab.transport.broken import VARIANTS
 from tools import soak
+from tools.pages import DOCS, markdown
 
-PAGE = Path("docs/reliability.md")
+PAGE = DOCS / "reliability.md"
 MEANING = {
     "kills": "a rank dies in a random phase: named with phase and cause, nothing left, next call right",
     "hangs": "a rank stays away: named with whom it keeps waiting, next call right",
@@ -102,7 +103,7 @@ def deaths(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
     """Kills and hangs by fault: how many, and how soon they were named."""
     rows = [row | {"fabric": f} for (f, name), one in kept.items() if name in SECONDS for row in one["rows"]]
     groups = pd.DataFrame(rows).groupby(["fabric", "fault"])["seconds"]
-    return groups.agg(tried="size", median_s="median", worst_s="max").round(2).reset_index()
+    return groups.agg(**{"tried": "size", "median, s": "median", "worst, s": "max"}).reset_index()
 
 
 def page(kept: dict[tuple[str, str], dict]) -> str:
@@ -121,7 +122,7 @@ def page(kept: dict[tuple[str, str], dict]) -> str:
         markdown(summary(kept)),
         "\n".join(origin),
         "## Deaths and absences",
-        markdown(deaths(kept)),
+        markdown(deaths(kept), digits=2),
         HAZARDS_TEXT,
         markdown(hazards),
         VARIANTS_TEXT,
@@ -129,11 +130,6 @@ def page(kept: dict[tuple[str, str], dict]) -> str:
         LIMITS_TEXT,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     if due:
         soak.main([*due, "--share", str(options.share or 1.0)])
     PAGE.write_text(page(results(soak.OUT)))
-    print(PAGE)
+    print(PAGE.relative_to(DOCS.parent))
     return 0
 
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
-from mnnvl_lab import records
+from mnnvl_lab import checkout, records
 from mnnvl_lab.errors import Hang, RankError
 from mnnvl_lab.faults import absence, death, races, trials
 from mnnvl_lab.faults.death import Death
@@ -33,7 +33,7 @@ from mnnvl_lab.transport.broken import VARIANTS
 from tests.test_fuzz import require_due
 from tests.test_fuzz import trials as random_trials
 
-OUT = Path("data/reliability")
+OUT = checkout.DATA / "reliability"
 MODES = ("one_sided", "two_sided")
 KILLS, HANGS, FUZZED_ROUNDS, DELAYED_ROUNDS = 100, 20, 10_000, 3_200
 NAMED_WITHIN_S = 5.0

@@ -26,6 +26,7 @@ def small_point(layout: Layout, *, mode: str = "one_sided", tokens: int | tuple[
 def stay_away(rank, point: Point, *, absent: int | None, phase: str, rounds: int = 3) -> None:
     """Rank function: checked rounds, then one in which a rank stays away from `dispatch` or from `combine`."""
     from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.clocks import synchronize
     from mnnvl_lab.measure.work import Work
     from mnnvl_lab.transport import open_transport
 
@@ -41,10 +42,7 @@ def stay_away(rank, point: Point, *, absent: int | None, phase: str, rounds: int
             idle()
         # The bare phase: `combine` itself would first let all ranks agree on the form of what they bring.
         transport.enqueue_combine(partials)
-        if rank.device.type == "cuda":
-            import torch
-
-            torch.cuda.current_stream(rank.device).synchronize()
+        synchronize(rank.device)
 
 
 def return_early(rank, point: Point, *, absent: int) -> None:

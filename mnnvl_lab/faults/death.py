@@ -59,16 +59,6 @@ def lose_gpu(rank) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def keep_gpu_busy(rank) -> None:
-    """Rank function: as if a kernel still spun when rank 1's function returned, also where there is no GPU."""
-    if rank.index == 1:
-        import torch
-
-        if rank.device.type == "cuda":
-            torch.cuda._sleep(1 << 40)  # some minutes
-        rank.device = torch.device("cuda", 0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Death:
     """Who dies, when and how.

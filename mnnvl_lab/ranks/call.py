@@ -13,7 +13,7 @@ from mnnvl_lab.ranks.cluster import POLL_S, Cluster, Process, failure_of, unpack
 from mnnvl_lab.ranks.engine import Failure
 
 GRACE_S = 2.0  # that others get after a rank failed or died: those that wait for it would wait until the limit
-LOST_GRACE_S = 0.5  # the same after a CUDA error: its peers can only wait, and it alone may have taken seconds to show
+LOST_GRACE_S = 0.5  # the same after one that lost its GPU: they can only wait for it
 
 
 class Outcome:

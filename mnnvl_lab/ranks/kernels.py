@@ -43,7 +43,8 @@ def compile_missing(*, progress: bool = True) -> None:
     Raises:
         LabError: the compiler failed; with the end of what it said.
     """
-    missing = [module for module in MAKERS if module not in compiled_kernels()]
+    compiled = compiled_kernels()
+    missing = [module for module in MAKERS if module not in compiled]
     with tqdm(missing, desc="compiling FlashInfer's kernels", disable=not (progress and missing)) as bar:
         for module in bar:
             _compile(module, bar)
