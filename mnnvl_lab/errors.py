@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -95,3 +97,46 @@ class RecordError(LabError, ValueError):
 def _rebuild(cls, fields):
     """Exceptions with keyword-only arguments cross process borders through their fields."""
     return cls(**{name: value for name, value in fields.items() if name != "args"})
+
+
+def choose(name: object, known: Iterable[str], what: str, *, remedy: str = "") -> str:
+    """The member of `known` that `name` spells, in any case and with `-` and `_` alike.
+
+    Args:
+        name: what was given.
+        known: the names that exist, as they are to be listed.
+        what: noun of the thing, such as `model`.
+        remedy: what else the reader can do, in words that may follow "choose one of ...,".
+
+    Raises:
+        Refused: `name` is no such name; gives the nearest and all.
+    """
+    names = list(known)
+    if isinstance(name, str):
+        spellings = {_folded(one): one for one in reversed(names)} | {one: one for one in names}
+        if (found := spellings.get(name) or spellings.get(_folded(name))) is not None:
+            return found
+        folded = {_folded(one): one for one in names}
+        near = [folded[one] for one in get_close_matches(_folded(name), folded, n=3, cutoff=0.5)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+    else:
+        hint = "a name is a string; "
+    raise Refused(
+        f"{what} {shown(name)} is not known: {hint}choose one of {', '.join(names)}{remedy and f', {remedy}'}"
+    )
+
+
+def shown(value: object, most: int = 60) -> str:
+    """`repr(value)` for an error text: short, and safe for any value.
+
+    Integers of thousands of digits have no `repr` in Python, and an object's own may raise.
+    """
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__} that cannot be printed"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold().replace("-", "_")

@@ -1,0 +1,55 @@
+"""Names are found in any case; what is unknown, or no name at all, is refused with what is near."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnnvl_lab.errors import Refused, choose, shown
+
+MODES = ("one_sided", "two_sided", "all_to_all")
+
+
+@pytest.mark.parametrize("name", ["one_sided", "One_Sided", "ONE-SIDED", " one_sided "])
+def test_a_name_is_found_in_any_case(name):
+    assert choose(name, MODES, "mode") == "one_sided"
+
+
+def test_an_exact_name_comes_before_one_that_differs_in_case():
+    assert choose("B", ("b", "B"), "thing") == "B"
+    assert choose("b", ("b", "B"), "thing") == "b"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_first_and_all_of_them():
+    message = (
+        r"mode 'one_sidet' is not known: did you mean one_sided.*\? choose one of one_sided, two_sided, all_to_all$"
+    )
+    with pytest.raises(Refused, match=message):
+        choose("one_sidet", MODES, "mode")
+    with pytest.raises(Refused, match=r"choose one of .*all_to_all, or pass a Mode$"):
+        choose("zzz", MODES, "mode", remedy="or pass a Mode")
+
+
+@pytest.mark.parametrize("name", [None, 3, 2.5, True, ["one_sided"], object()])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(Refused, match="a name is a string"):
+        choose(name, MODES, "mode")
+
+
+@given(st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text())))
+def test_nothing_but_a_known_name_or_a_refusal_comes_out(name):
+    with suppress(Refused):
+        assert choose(name, MODES, "mode") in MODES
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+def test_any_value_can_be_shown():
+    assert shown(3) == "3"
+    assert shown("x" * 1000) == "'" + "x" * 56 + "..."
+    assert shown(10**5000) == "a value of type int that cannot be printed"
+    assert "Unprintable" in shown(Unprintable())
