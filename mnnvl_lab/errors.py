@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mnnvl_lab.postmortem import Verdict
+
+MOST_COUNT = 2**31 - 1  # the kernels count in int32
 
 
 class LabError(Exception):
@@ -124,6 +127,26 @@ def choose(name: object, known: Iterable[str], what: str, *, remedy: str = "") -
     raise Refused(
         f"{what} {shown(name)} is not known: {hint}choose one of {', '.join(names)}{remedy and f', {remedy}'}"
     )
+
+
+def require_count(
+    name: str, value: int, *, least: int = 1, most: int = MOST_COUNT, remedy: str = "pass a positive integer"
+) -> int:
+    """`value` as an int, if it is a whole number in `[least, most]`.
+
+    Raises:
+        Refused: names the value, the rule and the remedy.
+    """
+    if not is_whole(value) or value < least:
+        raise Refused(f"{name} is {shown(value)}: it must be a whole number of at least {least}; {remedy}")
+    if value > most:
+        raise Refused(f"{name} is {shown(value)}: it must be at most {most}; use a smaller one")
+    return int(value)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def shown(value: object, most: int = 60) -> str:

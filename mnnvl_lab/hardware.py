@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, choose, shown
+from mnnvl_lab.layout import Layout, require_layout
 
 MIB = 1024**2
 
@@ -22,6 +22,8 @@ class Gpu:
         memory_bytes: as nvidia-smi reports it, before a context takes its share.
         nvlink_gigabytes_per_s: nominal, one direction, all links of the GPU together.
         hbm_gigabytes_per_s: nominal.
+        nvlink_domain: GPUs that reach one another over NVLink.
+        multi_node: whether such a domain spans nodes (MNNVL); otherwise NVLink ends at the node.
         source: where the numbers stand.
     """
 
@@ -30,7 +32,13 @@ class Gpu:
     memory_bytes: int
     nvlink_gigabytes_per_s: float
     hbm_gigabytes_per_s: float
+    nvlink_domain: int = 8
+    multi_node: bool = False
     source: str
+
+    def domain_size(self, layout: Layout) -> int:
+        """Consecutive ranks of `layout` that reach one another over NVLink, one GPU per rank."""
+        return self.nvlink_domain if self.multi_node else min(self.nvlink_domain, layout.gpus_per_node)
 
 
 GPUS: Mapping[str, Gpu] = MappingProxyType(
@@ -66,6 +74,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             memory_bytes=189471 * MIB,
             nvlink_gigabytes_per_s=900,
             hbm_gigabytes_per_s=8000,
+            nvlink_domain=72,
+            multi_node=True,
             source="NVIDIA GB200 NVL72 datasheet (1.8 TB/s NVLink both ways, 16 TB/s for 2 GPUs); nvidia-smi: "
             "189471 MiB; 152 multiprocessors as users report of cudaDeviceProp",
         ),
@@ -73,16 +83,40 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
 )
 
 
-def require_gpu(name: str) -> Gpu:
-    """The GPU of that name.
+def require_gpu(gpu: Gpu | str) -> Gpu:
+    """The GPU of that name, in any case; a `Gpu` is returned as it is.
 
     Raises:
         Refused: there is none; says which there are.
     """
-    if name in GPUS:
-        return GPUS[name]
-    near = get_close_matches(str(name).lower(), GPUS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise Refused(
-        f"gpu {name!r} is not in the table: {hint}choose one of {', '.join(GPUS)}, or make a Gpu of its numbers"
-    )
+    return gpu if isinstance(gpu, Gpu) else GPUS[choose(gpu, GPUS, "gpu", remedy="or make a Gpu of its numbers")]
+
+
+def domain_problems(layout: Layout, gpu: Gpu) -> Iterator[str]:
+    """Why NVLink does not carry the EP groups of `layout`, as a sentence; nothing if it does.
+
+    The modes `one_sided` and `two_sided` map every peer's memory, so that an EP group must lie in one NVLink domain.
+    Ranks are placed in order: rank `r` is in domain `r // domain_size`.
+
+    Raises:
+        Refused: `layout` is no Layout, or `gpu` no Gpu.
+    """
+    require_layout(layout)
+    if not isinstance(gpu, Gpu):
+        raise Refused(f"gpu is {shown(gpu)}: pass a Gpu, or a name through require_gpu")
+    size = gpu.domain_size(layout)
+    group = max(layout.groups("ep"), key=lambda ranks: ranks[-1] // size - ranks[0] // size)
+    domains = len({rank // size for rank in group})
+    if domains > 1:
+        ends = "one NVLink domain (MNNVL)" if gpu.multi_node else "one node, where NVLink ends"
+        yield (
+            f"an EP group of {layout.ep_size} ranks (such as {group[0]} to {group[-1]}) spans {domains} NVLink domains "
+            f"of {size} GPUs: on {gpu.name} its ranks must share {ends}; {_domain_remedy(layout, size)}"
+        )
+
+
+def _domain_remedy(layout: Layout, size: int) -> str:
+    larger = [name for name, gpu in GPUS.items() if gpu.multi_node and layout.world_size <= gpu.domain_size(layout)]
+    remedies = [f"use EP groups of at most {size} consecutive ranks (TP and DP inside one domain)"]
+    remedies += [f"plan for {' or '.join(larger)}"] if larger else []
+    return ", ".join([*remedies, "or mode allgather_reducescatter, which NCCL carries over the network"])

@@ -2,23 +2,32 @@
 
 Everything about ranks is read off ONE integer array, `Layout.grid`; nothing else computes them. Its order is vLLM's,
 ExternalDP x DP x PP x PCP x TP (`vllm/distributed/parallel_state.py`, `initialize_model_parallel`), for one external
-replica. A group's ranks lie along an axis of the grid; the expert-parallel (EP) group merges three of them.
+replica. A group's ranks lie along an axis of the grid; the expert-parallel (EP) group merges three of them. The order
+of the groups of one kind is vLLM's too: it swaps the group's axis with the last one and cuts the result into rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, choose, is_whole, require_count, shown
 from mnnvl_lab.show import html_block, text_block
 
 AXES = ("dp", "pp", "pcp", "tp")
-GROUP_AXES = {"tp": ("tp",), "dp": ("dp",), "pcp": ("pcp",), "pp": ("pp",), "ep": ("dp", "pcp", "tp")}
+GROUP_AXES = {
+    "tp": (("dp", "pp", "pcp"), ("tp",)),
+    "dp": (("tp", "pp", "pcp"), ("dp",)),
+    "pcp": (("dp", "pp", "tp"), ("pcp",)),
+    "pp": (("dp", "tp", "pcp"), ("pp",)),
+    "ep": (("pp",), ("dp", "pcp", "tp")),
+}
+"""Axes that tell one group of a kind from another, slowest first, and axes along which its ranks lie."""
+MOST_RANKS = 2**16  # every rank is a row of tables: more are a typing error, not a cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +44,7 @@ class Layout:
         gpus_per_node: consecutive ranks that share a node.
 
     Raises:
-        Refused: a size is no whole number, or below 1.
+        Refused: a size is no whole number, or below 1, or all of them are more than 65,536 ranks.
     """
 
     tp: int = 1
@@ -48,6 +57,11 @@ class Layout:
         for field in fields(self):
             size = require_count(field.name, getattr(self, field.name), remedy="use 1 for an axis that is not split")
             object.__setattr__(self, field.name, size)
+        if self.world_size > MOST_RANKS:
+            raise Refused(
+                f"tp {self.tp} x dp {self.dp} x pcp {self.pcp} x pp {self.pp} is {self.world_size} ranks: a layout "
+                f"has at most {MOST_RANKS}; use smaller sizes"
+            )
 
     @property
     def world_size(self) -> int:
@@ -73,7 +87,7 @@ class Layout:
         return f"DP {self.dp} x PCP {self.pcp} x TP {self.tp}"
 
     def groups(self, name: str) -> tuple[tuple[int, ...], ...]:
-        """All groups of a kind, each with its global ranks in group order.
+        """All groups of a kind in vLLM's order, each with its global ranks in group order.
 
         Args:
             name: `tp`, `dp`, `pcp`, `pp` or `ep`.
@@ -86,7 +100,8 @@ class Layout:
     def group_of(self, name: str, rank: int) -> tuple[int, ...]:
         """The group of kind `name` that global rank `rank` belongs to."""
         self._require_rank(rank)
-        return next(group for group in self.groups(name) if rank in group)
+        groups = self._groups(name)
+        return tuple(map(int, groups[np.argwhere(groups == rank)[0, 0]]))
 
     def ep_rank(self, rank: int) -> int:
         """Place of a global rank in its EP group; its experts and its workspace row go by it."""
@@ -130,13 +145,10 @@ class Layout:
         return [derived, *(f"{name.upper():>3} groups: {_listed(self.groups(name))}" for name in GROUP_AXES)]
 
     def _groups(self, name: str) -> np.ndarray:
-        """`[groups, ranks]`: the named axes moved to the end and merged, the others before them."""
-        if name not in GROUP_AXES:
-            raise Refused(f"group {name!r}: a layout has the groups {', '.join(GROUP_AXES)}; name one of these")
-        inner = GROUP_AXES[name]
-        outer = [axis for axis in AXES if axis not in inner]
+        """`[groups, ranks]`: the grid with its axes in the order of that kind, cut into rows of one group each."""
+        outer, inner = GROUP_AXES[choose(name, GROUP_AXES, "group")]
         order = [AXES.index(axis) for axis in (*outer, *inner)]
-        return self.grid.transpose(order).reshape(-1, np.prod([getattr(self, axis) for axis in inner]))
+        return self.grid.transpose(order).reshape(-1, math.prod(getattr(self, axis) for axis in inner))
 
     def _places(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """For every global rank, int `[world_size]` each: the number of its group, and its rank there."""
@@ -146,9 +158,9 @@ class Layout:
         return places[0], places[1]
 
     def _require_rank(self, rank: int) -> None:
-        if not _is_whole(rank) or not 0 <= rank < self.world_size:
+        if not is_whole(rank) or not 0 <= rank < self.world_size:
             raise Refused(
-                f"rank {rank!r}: global ranks of {self.arithmetic} x PP {self.pp} lie in [0, {self.world_size}); "
+                f"rank {shown(rank)}: global ranks of {self.arithmetic} x PP {self.pp} lie in [0, {self.world_size}); "
                 "pass one of these, or a larger layout"
             )
 
@@ -164,8 +176,8 @@ def expert_range(*, experts: int, ep_size: int, ep_rank: int) -> range:
         Refused: a count is below 1, or `ep_rank` is outside `[0, ep_size)`.
     """
     starts = _expert_starts(experts, ep_size)
-    if not _is_whole(ep_rank) or not 0 <= ep_rank < ep_size:
-        raise Refused(f"ep_rank {ep_rank!r}: it must lie in [0, ep_size = {ep_size}); pass a rank of the EP group")
+    if not is_whole(ep_rank) or not 0 <= ep_rank < ep_size:
+        raise Refused(f"ep_rank {shown(ep_rank)}: it must lie in [0, ep_size = {ep_size}); pass a rank of the EP group")
     return range(int(starts[ep_rank]), int(starts[ep_rank + 1]))
 
 
@@ -176,12 +188,15 @@ def expert_owner(expert_ids, *, experts: int, ep_size: int) -> np.ndarray:
         Refused: an id is no integer, or outside `[0, experts)`.
     """
     starts = _expert_starts(experts, ep_size)
-    ids = np.asarray(expert_ids)
-    if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= experts):
-        raise Refused(
-            f"expert ids of {ids.dtype} span {ids.min()} to {ids.max()}: they must be integers in "
-            f"[0, experts = {experts}); mask or remap them first"
-        )
+    rule = f"they must be integers in [0, experts = {experts}); mask or remap them first"
+    try:
+        ids = np.asarray(expert_ids)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(f"expert ids {shown(expert_ids)} are no array: {rule}") from error
+    if ids.size and ids.dtype.kind not in "iu":
+        raise Refused(f"expert ids {shown(expert_ids)} are of {ids.dtype}: {rule}")
+    if ids.size and (ids.min() < 0 or ids.max() >= experts):
+        raise Refused(f"expert ids span {ids.min()} to {ids.max()}: {rule}")
     return np.searchsorted(starts, ids, side="right") - 1
 
 
@@ -199,34 +214,30 @@ def sp_token_counts(tokens_per_dp: Sequence[int], *, tp: int, sequence_parallel:
     Raises:
         Refused: `tp` or a token count is no count.
     """
-    require_count("tp", tp)
-    for tokens in tokens_per_dp:
-        if not _is_whole(tokens) or tokens < 0:
-            raise Refused(f"tokens_per_dp holds {tokens!r}: a token count is a whole number of at least 0; correct it")
+    require_count("tp", tp, most=MOST_RANKS)
+    if not isinstance(tokens_per_dp, Iterable) or isinstance(tokens_per_dp, str):
+        raise Refused(f"tokens_per_dp is {shown(tokens_per_dp)}: pass a list with the tokens of each DP rank")
+    counts = [require_count("a count of tokens_per_dp", n, least=0, remedy="correct it") for n in tokens_per_dp]
     share = tp if sequence_parallel else 1
-    return [-(-int(tokens) // share) for tokens in tokens_per_dp for _ in range(tp)]
+    return [-(-tokens // share) for tokens in counts for _ in range(tp)]
 
 
-def require_count(name: str, value: int, *, remedy: str = "pass a positive integer") -> int:
-    """`value` as an int, if it is a whole number of at least 1.
+def require_layout(layout: Layout) -> Layout:
+    """`layout` itself, if it is one.
 
     Raises:
-        Refused: names the value, the rule and the remedy.
+        Refused: names the value and how to make a layout.
     """
-    if not _is_whole(value) or value < 1:
-        raise Refused(f"{name} is {value!r}: it must be a whole number of at least 1; {remedy}")
-    return int(value)
+    if not isinstance(layout, Layout):
+        raise Refused(f"layout is {shown(layout)}: pass a Layout, such as Layout(tp=2, dp=4)")
+    return layout
 
 
 def _expert_starts(experts: int, ep_size: int) -> np.ndarray:
     """First expert of each rank, and `experts` at the end: int `[R + 1]`."""
-    base, remainder = divmod(require_count("experts", experts), require_count("ep_size", ep_size))
+    base, remainder = divmod(require_count("experts", experts), require_count("ep_size", ep_size, most=MOST_RANKS))
     ranks = np.arange(ep_size + 1)
     return ranks * base + np.minimum(ranks, remainder)
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 
-from mnnvl_lab.errors import Refused
-from mnnvl_lab.layout import require_count
+from mnnvl_lab.errors import Refused, choose, require_count, shown
 
 DTYPE_BYTES = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1, "uint8": 1})
 
@@ -66,8 +64,8 @@ class Part:
 
     def __post_init__(self):
         require_count("width", self.width)
-        if self.dtype not in DTYPE_BYTES:
-            raise Refused(f"dtype is {self.dtype!r}: a part is of {', '.join(DTYPE_BYTES)}; name one of these")
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPE_BYTES:
+            raise Refused(f"dtype is {shown(self.dtype)}: a part is of {', '.join(DTYPE_BYTES)}; name one of these")
 
     @property
     def row_bytes(self) -> int:
@@ -164,12 +162,12 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 
 def require_format(name: str) -> Format:
-    """The format of that name.
+    """The format of that name, in any case.
 
     Raises:
         Refused: there is none; says which there are.
     """
-    return _require("format", name, FORMATS)
+    return FORMATS[choose(name, FORMATS, "format")]
 
 
 def _mla(*, layers: int, rank: int = 512, rope: int = 64) -> int:
@@ -221,19 +219,13 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def require_model(name: str) -> Model:
-    """The model of that name or alias.
+def require_model(model: Model | str) -> Model:
+    """The model of that name or alias, in any case; a `Model` is returned as it is.
 
     Raises:
         Refused: there is none; says which names are near and which there are.
     """
-    return _require("model", ALIASES.get(name, name), MODELS, ALIASES)
-
-
-def _require(what: str, name: str, known: Mapping, aliases: Mapping = MappingProxyType({})):
-    if name in known:
-        return known[name]
-    names = [*known, *aliases]
-    near = get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise Refused(f"{what} {name!r} is not known: {hint}choose one of {', '.join(names)}")
+    if isinstance(model, Model):
+        return model
+    name = choose(model, [*MODELS, *ALIASES], "model", remedy="or make a Model of its numbers")
+    return MODELS[ALIASES.get(name, name)]

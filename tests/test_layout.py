@@ -1,10 +1,12 @@
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnnvl_lab.errors import Refused
-from mnnvl_lab.layout import Layout, expert_owner, expert_range, sp_token_counts
+from mnnvl_lab.errors import Refused, require_count
+from mnnvl_lab.layout import MOST_RANKS, Layout, expert_owner, expert_range, sp_token_counts
 
 small = st.integers(1, 4)
 layouts = st.builds(Layout, tp=small, dp=small, pcp=small, pp=small, gpus_per_node=st.integers(1, 9))
@@ -28,17 +30,35 @@ def test_vllm_example_tp2_dp4():
 def test_vllm_example_with_pipeline_stages():
     layout = Layout(tp=2, dp=2, pp=2)
     assert layout.groups("tp") == ((0, 1), (2, 3), (4, 5), (6, 7))
-    assert sorted(layout.groups("pp")) == [(0, 2), (1, 3), (4, 6), (5, 7)]
-    assert sorted(layout.groups("dp")) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert layout.groups("pp") == ((0, 2), (1, 3), (4, 6), (5, 7))
+    assert layout.groups("dp") == ((0, 4), (2, 6), (1, 5), (3, 7))
     assert layout.groups("ep") == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert [layout.ep_rank(rank) for rank in (2, 3, 6, 7)] == [0, 1, 2, 3]
 
 
 def test_vllm_example_with_prefill_context_parallelism():
     layout = Layout(tp=2, pcp=2, dp=2)
-    assert sorted(layout.groups("dp")) == [(0, 4), (1, 5), (2, 6), (3, 7)]
-    assert sorted(layout.groups("pcp")) == [(0, 2), (1, 3), (4, 6), (5, 7)]
+    assert layout.groups("dp") == ((0, 4), (2, 6), (1, 5), (3, 7))
+    assert layout.groups("pcp") == ((0, 2), (1, 3), (4, 6), (5, 7))
     assert layout.groups("ep") == (tuple(range(8)),)
+
+
+def vllm_groups(layout, name):
+    """`initialize_model_parallel` of vLLM's `parallel_state.py`, for one external replica."""
+    all_ranks = np.arange(layout.world_size).reshape(-1, layout.dp, layout.pp, layout.pcp, layout.tp)
+    cut = {
+        "tp": all_ranks.reshape(-1, layout.tp),
+        "pcp": all_ranks.transpose(0, 1, 2, 4, 3).reshape(-1, layout.pcp),
+        "pp": all_ranks.transpose(0, 1, 4, 3, 2).reshape(-1, layout.pp),
+        "dp": all_ranks.transpose(0, 4, 2, 3, 1).reshape(-1, layout.dp),
+        "ep": all_ranks.transpose(0, 2, 1, 3, 4).reshape(-1, layout.dp * layout.pcp * layout.tp),
+    }
+    return tuple(tuple(group) for group in cut[name].tolist())
+
+
+@given(layouts, st.sampled_from(NAMES))
+def test_groups_are_listed_in_the_order_of_vllm(layout, name):
+    assert layout.groups(name) == vllm_groups(layout, name)
 
 
 @given(layouts)
@@ -111,9 +131,69 @@ def test_refuses_impossible_sizes(name, size):
         Layout(**{name: size})
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"dp": 100_000_000}, r"dp 100000000 x .* is 100000000 ranks: .*at most 65536"),
+        ({"tp": 2**12, "pp": 2**12}, r"is 16777216 ranks"),
+        ({"dp": 10**26}, r"dp is 100000000000000000000000000: it must be at most 2147483647"),
+        ({"dp": 10**5000}, r"dp is a value of type int that cannot be printed: it must be at most"),
+    ],
+)
+def test_refuses_absurd_sizes_at_once(sizes, message):
+    with pytest.raises(Refused, match=message):
+        Layout(**sizes)
+
+
+def test_the_largest_layout_shows_itself():
+    assert f"DP {MOST_RANKS} x" in str(Layout(dp=MOST_RANKS))
+
+
+anything = st.one_of(
+    st.integers(),
+    st.integers(-2, 9),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=4),
+    st.lists(st.integers(-2, 9), max_size=3),
+    st.just(10**5000),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["tp", "dp", "pcp", "pp", "gpus_per_node"]), anything))
+def test_a_layout_is_made_or_refused(sizes):
+    with suppress(Refused):
+        assert Layout(**sizes).world_size <= MOST_RANKS
+
+
+@given(layouts, st.one_of(st.sampled_from(NAMES), anything), anything)
+def test_a_question_to_a_layout_is_answered_or_refused(layout, name, rank):
+    for ask in (
+        lambda: layout.groups(name),
+        lambda: layout.group_of(name, rank),
+        lambda: layout.coordinates(rank),
+        lambda: layout.node_of(rank),
+    ):
+        with suppress(Refused):
+            ask()
+
+
+@given(anything, anything, anything)
+def test_a_question_about_counts_is_answered_or_refused(first, second, third):
+    for ask in (
+        lambda: require_count("n", first),
+        lambda: expert_range(experts=first, ep_size=second, ep_rank=third),
+        lambda: expert_owner(first, experts=second, ep_size=third),
+        lambda: sp_token_counts(first, tp=second, sequence_parallel=True),
+    ):
+        with suppress(Refused):
+            ask()
+
+
 def test_refuses_unknown_groups_and_ranks():
     layout = Layout(tp=2, dp=4)
-    with pytest.raises(Refused, match=r"group 'cp': .* tp, dp, pcp, pp, ep"):
+    with pytest.raises(Refused, match=r"group 'cp' is not known: .* tp, dp, pcp, pp, ep"):
         layout.groups("cp")
     for ask in (layout.ep_rank, layout.coordinates, layout.node_of, lambda rank: layout.group_of("dp", rank)):
         for rank in (-1, 8, 1.0, True):
@@ -184,5 +264,5 @@ def test_sequence_parallel_counts_cover_the_tokens_with_less_than_a_rank_to_spar
 
 @pytest.mark.parametrize(("tokens", "tp"), [([-1], 2), ([1.5], 2), ([1], 0)])
 def test_refuses_impossible_token_counts(tokens, tp):
-    with pytest.raises(Refused, match=r"tokens_per_dp holds|tp is 0"):
+    with pytest.raises(Refused, match=r"tokens_per_dp is|tp is 0"):
         sp_token_counts(tokens, tp=tp, sequence_parallel=True)

@@ -95,6 +95,18 @@ def test_tables_are_read_only(table):
         table["new"] = None
 
 
+@pytest.mark.parametrize("name", ["DeepSeek-V3", "deepseek_v3", "DEEPSEEK-R1", MODELS["deepseek-v3"]])
+def test_a_model_is_found_in_any_case_and_may_be_one(name):
+    assert require_model(name) is MODELS["deepseek-v3"]
+
+
+@pytest.mark.parametrize("name", [None, 3, True, b"kimi-k2", object()])
+@pytest.mark.parametrize("require", [require_model, require_format])
+def test_what_is_no_name_is_refused(require, name):
+    with pytest.raises(Refused, match="a name is a string"):
+        require(name)
+
+
 def test_unknown_names_are_refused_with_near_ones():
     with pytest.raises(Refused, match=r"model 'DeepSeek-V4' is not known: did you mean deepseek-v3"):
         require_model("DeepSeek-V4")
@@ -102,7 +114,7 @@ def test_unknown_names_are_refused_with_near_ones():
         require_format("fp8")
     with pytest.raises(Refused, match="choose one of bf16"):
         require_format("zzzz")
-    assert require_format("nvfp4") is FORMATS["nvfp4"]
+    assert require_format("NVFP4") is require_format("nvfp4") is FORMATS["nvfp4"]
 
 
 def test_impossible_models_and_parts_are_refused():
@@ -112,5 +124,7 @@ def test_impossible_models_and_parts_are_refused():
         Model(**shape | {"top_k": 9}, source="made up")
     with pytest.raises(Refused, match="hidden is 0"):
         Model(**shape | {"hidden": 0}, source="made up")
+    with pytest.raises(Refused, match=r"dtype is \['uint8'\]"):
+        Part(name="rows", dtype=["uint8"], width=4)
     with pytest.raises(Refused, match="dtype is 'int3'"):
         Part(name="rows", dtype="int3", width=4)

@@ -224,6 +224,18 @@ def test_labels_keep_every_bit(exponent):
     assert parse(str(Zipf(exponent=exponent))).exponent == exponent
 
 
+def test_labels_in_any_case_and_without_the_underscore():
+    assert parse("LogNormal:1") == parse("log_normal:1") == parse("log-normal:1")
+    assert parse("hotrank:0.5") == parse("Hot_Rank:0.5") == HotRank(share=0.5)
+    assert parse(Zipf(exponent=1.2)) == parse("ZIPF:1.2")
+
+
+@pytest.mark.parametrize("text", [None, 3, ["uniform"], b"zipf"])
+def test_what_is_no_label_is_refused(text):
+    with pytest.raises(Refused, match="a name is a string"):
+        parse(text)
+
+
 @pytest.mark.parametrize(
     "text", ["", "uniforms", "uniform:1", "zipf:a", "zipf:1:2", "hot_rank", "hot_rank:2", "replay:ab"]
 )

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import pandas as pd
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, require_count
 from mnnvl_lab.hardware import Gpu, require_gpu
-from mnnvl_lab.layout import Layout, require_count
+from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import Model, require_format, require_model
 from mnnvl_lab.need import COMBINE_BYTES, Need
 from mnnvl_lab.planner.modes import ModePlan, one_sided, two_sided
