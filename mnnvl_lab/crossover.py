@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.order_statistics import median_interval
 from mnnvl_lab.records import POINT_COLUMNS, slowest_rank
 
 NO_DIFFERENCE = "no difference"
 OPTIONS = ("payload_in_workspace", "low_precision_combine")
 """How a mode is used; belongs to a contender, not to the load."""
 WITHIN = (*POINT_COLUMNS, "device")
-MIN_SAMPLES = 6
 
 
 def medians(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round") -> pd.DataFrame:
@@ -87,14 +87,8 @@ def crossings(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "roun
 
 
 def _median_interval(values: pd.Series) -> pd.Series:
-    """Order statistics n/2 -+ 0.98 sqrt(n) enclose the median with 95 % (Conover, section 3.2)."""
-    n, ordered = len(values), np.sort(values.to_numpy())
-    if n < MIN_SAMPLES:
-        raise Refused(f"{n} iterations of a point: an interval of the median needs {MIN_SAMPLES}; sample more")
-    low, high = int(np.floor(n / 2 - 0.98 * np.sqrt(n))), int(np.ceil(n / 2 + 0.98 * np.sqrt(n)))
-    return pd.Series(
-        {"p50_us": np.median(ordered), "low_us": ordered[max(0, low)], "high_us": ordered[min(n - 1, high)], "n": n}
-    )
+    low, high = median_interval(values.to_numpy())
+    return pd.Series({"p50_us": np.median(values), "low_us": low, "high_us": high, "n": len(values)})
 
 
 def _contender(row: dict) -> str:

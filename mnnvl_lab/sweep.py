@@ -48,6 +48,7 @@ def run(
         samples=sweep.sampling.max_samples,
         seed=sweep.seed,
         ranks_per_gpu=_ranks_per_gpu(sweep),
+        **records.measured_rates(sweep.fabric),
     )
     if out is None:
         tables = list(_measured(sweep, list(sweep.points()), ranks, progress))

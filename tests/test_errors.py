@@ -53,3 +53,15 @@ def test_any_value_can_be_shown():
     assert shown("x" * 1000) == "'" + "x" * 56 + "..."
     assert shown(10**5000) == "a value of type int that cannot be printed"
     assert "Unprintable" in shown(Unprintable())
+
+
+def test_look_ups_of_variants_and_hazards_refuse_what_is_unknown():
+    from mnnvl_lab.faults.hazards import HAZARDS, require_hazard
+    from mnnvl_lab.transport.broken import VARIANTS, require_variant
+
+    assert require_hazard(HAZARDS[0].name.upper()) is HAZARDS[0]
+    assert require_variant(VARIANTS[0].name.lower()) is VARIANTS[0]
+    with pytest.raises(Refused, match="hazard 'negative' is not known: did you mean negative expert id"):
+        require_hazard("negative")
+    with pytest.raises(Refused, match="variant None is not known"):
+        require_variant(None)

@@ -179,8 +179,8 @@ def test_bad_points_are_refused(make, words):
 
 
 def test_the_uncertainty_of_a_median_comes_from_order_statistics():
-    values = np.arange(1.0, 101.0)  # median 50.5; ranks 100/2 -+ 0.98 * 10 are the 41st and the 61st value
-    assert median_uncertainty(np.random.default_rng(0).permutation(values)) == pytest.approx((61 - 41) / 2 / 50.5)
+    values = np.arange(1.0, 101.0)  # median 50.5, enclosed by the 40th and the 61st value with 96.5 %
+    assert median_uncertainty(np.random.default_rng(0).permutation(values)) == pytest.approx((61 - 40) / 2 / 50.5)
     assert median_uncertainty(np.ones(5)) == np.inf
     assert median_uncertainty(np.ones(6)) == 0
 

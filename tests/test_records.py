@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 
 import numpy as np
 import pandas as pd
@@ -114,6 +115,17 @@ class TestTables:
             assert field in found
         assert found["warmup"] == 3
         assert str(found["cores"]) in found["device"]
+
+    def test_provenance_measures_nothing_and_rates_are_measured_on_request(self, monkeypatch):
+        def measured(*args, **options):
+            raise AssertionError("a benchmark ran")
+
+        module = sys.modules[records.provenance.__module__]
+        monkeypatch.setattr(module, "memory_copy_gigabytes_per_s", measured)
+        assert "memory_copy_gigabytes_per_s" not in records.provenance(fabric="host")
+        assert records.measured_rates("nvlink") == {}
+        monkeypatch.undo()
+        assert records.measured_rates("host")["memory_copy_gigabytes_per_s"] > 0
 
     @pytest.mark.parametrize(
         ("argv", "typed"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mnnvl_lab.errors import choose
 from mnnvl_lab.faults.hazard import Hazard, as_signed_bytes, first_id, rows, spread, with_stats
 
 WILD = "the target rank is computed from the id, unchecked: a write through a wild pointer (KC:262-289)"
@@ -198,4 +199,10 @@ def hazards(mode: str) -> tuple[Hazard, ...]:
 
 
 def require_hazard(name: str) -> Hazard:
-    return next(hazard for hazard in HAZARDS if hazard.name == name)
+    """The hazard of that name, in any case.
+
+    Raises:
+        Refused: there is none; says which there are.
+    """
+    by_name = {hazard.name: hazard for hazard in HAZARDS}
+    return by_name[choose(name, by_name, "hazard")]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import islice
-from math import sqrt
 
 import numpy as np
 
 from mnnvl_lab.measure.clocks import Sample
 from mnnvl_lab.measure.point import Sampling
+from mnnvl_lab.order_statistics import median_interval, median_ranks
 from mnnvl_lab.ranks.group import Group
 
 
@@ -48,13 +48,9 @@ def _reason_to_stop(answers: list[tuple[float, list[float]]], sampling: Sampling
 def median_uncertainty(values: np.ndarray) -> float:
     """Half width of the 95 % confidence interval of the median, as a share of the median.
 
-    From order statistics, so without an assumption about the distribution: the ranks n/2 -+ 0.98 sqrt(n) enclose the
-    median (Conover, Practical Nonparametric Statistics, section 3.2). Below six samples no pair does: infinite.
+    From order statistics (`order_statistics.median_interval`). Below six samples no pair encloses the median: infinite.
     """
-    n = len(values)
-    if n < 6:
+    if median_ranks(len(values)) is None:
         return float("inf")
-    ordered = np.sort(values)
-    low = max(0, int(np.floor(n / 2 - 0.98 * sqrt(n))))
-    high = min(n - 1, int(np.ceil(n / 2 + 0.98 * sqrt(n))))
-    return float((ordered[high] - ordered[low]) / 2 / np.median(ordered))
+    low, high = median_interval(values)
+    return float((high - low) / 2 / np.median(values))

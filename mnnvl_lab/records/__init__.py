@@ -8,7 +8,7 @@ from mnnvl_lab.records.asides import load_aside, save_aside
 from mnnvl_lab.records.columns import COLUMNS, POINT_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Column, require_column
 from mnnvl_lab.records.compare import compare, is_different
 from mnnvl_lab.records.files import Appender, done_points, load, point_key, save
-from mnnvl_lab.records.provenance import describe, provenance
+from mnnvl_lab.records.provenance import describe, measured_rates, provenance
 from mnnvl_lab.records.statistics import slowest_rank, summary
 from mnnvl_lab.records.tables import join, new_table, provenance_of
 
@@ -26,6 +26,7 @@ __all__ = [
     "join",
     "load",
     "load_aside",
+    "measured_rates",
     "new_table",
     "point_key",
     "provenance",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import choose
 
 SCHEMA = 1
 """Version of the record files. 1: the columns of `SAMPLE_COLUMNS`, provenance in `DataFrame.attrs["mnnvl_lab"]`."""
@@ -133,7 +132,4 @@ def require_column(name: str) -> Column:
     Raises:
         Refused: no such column; near names are given.
     """
-    if name in COLUMNS:
-        return COLUMNS[name]
-    near = ", ".join(get_close_matches(name, COLUMNS, n=3)) or ", ".join(COLUMNS)
-    raise Refused(f"column {name!r} is not known: a table's columns come from the registry; did you mean {near}?")
+    return COLUMNS[choose(name, COLUMNS, "column")]

@@ -34,12 +34,13 @@ def provenance(
     seed: int | None = None,
     **further: object,
 ) -> dict[str, object]:
-    """Everything that a reader of the table may ask about the run, as plain JSON values.
+    """Everything that a reader of the table may ask about the run, as plain JSON values. Measures nothing.
 
     Args:
         fabric: says which device was measured: the processor for `host`, else the GPUs.
         clocks, warmup, samples, seed: of the sweep; None where it does not say.
-        further: fields that the caller knows better, such as `device`; they replace those found here.
+        further: fields that the caller knows better, such as `device`, or has measured (`measured_rates`); they replace
+            those found here.
     """
     return {
         "schema": SCHEMA,
@@ -59,6 +60,15 @@ def provenance(
         "samples": samples,
         "seed": seed,
     } | further
+
+
+def measured_rates(fabric: str) -> dict[str, float]:
+    """Rates of this machine from which a bound follows, as fields for `provenance`. Keeps all cores busy for a moment.
+
+    Returns:
+        `memory_copy_gigabytes_per_s` for `host`; nothing for GPUs, whose links `measure_links` measures.
+    """
+    return {"memory_copy_gigabytes_per_s": round(memory_copy_gigabytes_per_s(), 2)} if fabric == "host" else {}
 
 
 def command(argv: Sequence[str]) -> str:
@@ -82,7 +92,6 @@ def _device(fabric: str) -> dict[str, object]:
             "device": host_label(),
             "driver": "",
             "topology": "shared memory of one machine",
-            "memory_copy_gigabytes_per_s": round(memory_copy_gigabytes_per_s(), 2),
         }
     gpus = find_gpus()
     return {"device": gpus.label or "unknown GPU", "driver": gpus.driver, "topology": gpus.topology}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mnnvl_lab.errors import choose
 from mnnvl_lab.transport.broken_protocols import (
     CombineWithoutWaiting,
     EpochThatStandsStill,
@@ -125,5 +126,10 @@ VARIANTS = (
 
 
 def require_variant(name: str) -> Variant:
-    """The variant of that class name."""
-    return next(variant for variant in VARIANTS if variant.name == name)
+    """The variant of that class name, in any case.
+
+    Raises:
+        Refused: there is none; says which there are.
+    """
+    by_name = {variant.name: variant for variant in VARIANTS}
+    return by_name[choose(name, by_name, "variant")]
