@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0; 1 if ranks or results failed; 2 for bad input; 130 if interrupted. What went wrong is one line on stderr.
+        0; 1 if ranks or results failed, or a plan cannot run; 2 for bad input; 130 if interrupted. What went wrong is
+        one line on stderr.
     """
     parser = Parser(
         prog="python -m mnnvl_lab",
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add(commands)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (Refused, RecordError) as error:
         return _say(error, 2)
     except LabError as error:
@@ -37,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(error, 2)
     except KeyboardInterrupt:
         return _say("interrupted; a sweep goes on with --resume", 130)
-    return 0
 
 
 def _say(error: object, status: int) -> int:

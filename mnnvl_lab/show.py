@@ -7,6 +7,7 @@ from html import escape
 
 import pandas as pd
 
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 MAX_ROWS = 72  # a rack of NVL72; of a longer table the middle is left out
 
 
@@ -20,3 +21,11 @@ def html_block(title: str, table: pd.DataFrame, notes: Sequence[str] = ()) -> st
     lines = "<br>".join(escape(note) for note in notes)
     body = table.to_html(index=False, border=0, max_rows=MAX_ROWS)
     return f"<div><p><b>{escape(title)}</b></p>{body}<p>{lines}</p></div>"
+
+
+def readable_bytes(size: int) -> str:
+    """A size in the unit that a person reads, such as `226.0 MiB`; whole bytes below 1 KiB."""
+    value, unit = float(size), 0
+    while round(value, 1) >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:,.1f} {UNITS[unit]}" if unit else f"{size} B"

@@ -1,6 +1,7 @@
 """The commands: answers, refusals in one line, and a sweep from end to end."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -90,6 +91,35 @@ class TestPlan:
         assert "EP groups: [0 1 2 3]" in text
         assert "two_sided" in text
 
+    def test_a_batch_that_does_not_fit_says_how_much_does(self, capsys):
+        words = ["plan", "--dp", "8", "--model", "deepseek-v3", "--max-tokens", "1000000"]
+        assert main(words) == 1
+        printed = capsys.readouterr()
+        for text in printed:
+            assert "one_sided does not fit: at most" in text
+        assert printed.err.count("\n") == 1
+        most = re.search(r"at most (\d+) tokens per rank", printed.out).group(1)
+        assert main([*words[:-1], most]) == 0
+        assert main([*words, "--modes", "Two_Sided"]) == 0
+        capsys.readouterr()
+        assert main([*words, "--modes", "one_sided", "--json"]) == 1
+        assert not json.loads(capsys.readouterr().out)["one_sided"]["fits"]
+
+    @pytest.mark.parametrize("sizes", [["--tp", "4", "--dp", "4"], ["--dp", "16"]])
+    @pytest.mark.parametrize("gpu", ["b200", "H100"])
+    def test_two_nodes_without_nvlink_between_them_are_refused(self, sizes, gpu, capsys):
+        words = ["plan", *sizes, "--gpus-per-node", "8", "--model", "DeepSeek-V3", "--format", "nvfp4"]
+        assert main([*words, "--gpu", gpu]) == 1
+        printed = capsys.readouterr()
+        for mode in ("one_sided", "two_sided"):
+            assert f"{mode} cannot serve this: an EP group of 16 ranks (such as 0 to 15) spans 2 NVLink" in printed.err
+        assert "plan for gb200" in printed.out
+        assert main([*words, "--gpu", "gb200"]) == 0
+
+    def test_wide_shows_bytes(self, capsys):
+        main(["plan", "--dp", "2", *SHAPE, "--max-tokens", "4096", "--wide"])
+        assert "226.0 MiB (236,978,176 B)" in capsys.readouterr().out
+
     def test_it_loads_nothing_heavy(self):
         code = (
             "import sys; from mnnvl_lab.__main__ import main; main(sys.argv[1:]);"
@@ -113,6 +143,9 @@ class TestBadInput:
             (["plan", *SHAPE, "--format", "bf61"], "bf16"),
             (["plan", *SHAPE, "--gpu", "h10"], "h100"),
             (["plan", *SHAPE, "--max-tokens", "-1"], "max_tokens is -1"),
+            (["plan", *SHAPE, "--max-tokens", str(10**26)], "it must be at most 2147483647"),
+            (["plan", *SHAPE, "--dp", "100000000"], "a layout has at most 65536"),
+            (["plan", *SHAPE, "--modes", "all_to_all"], "choose one of one_sided, two_sided"),
             (["plan", *SHAPE, "--colour"], "unrecognized arguments: --colour"),
             (["plann"], "invalid choice: 'plann'"),
             ([], "required"),

@@ -1,6 +1,9 @@
 """Plans against recorded allocations, worked examples, and their own inverse."""
 
 import json
+import re
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,8 @@ from mnnvl_lab.hardware import GPUS
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import MODELS
 from mnnvl_lab.planner import plan, wrong_group
+from mnnvl_lab.planner.modes import one_sided, two_sided
+from mnnvl_lab.show import readable_bytes
 
 MIB, GIB = 2**20, 2**30
 V3 = {"hidden": 7168, "experts": 256, "top_k": 8}
@@ -92,7 +97,7 @@ def test_sequence_parallelism_halves_what_vllm_reserves_at_tp_2():
     assert (round(whole), round(share)) == (1153, 577)
     assert sizes[1].tokens_per_rank == 4096
     assert sizes[0].sequence_parallel_saves_bytes == pytest.approx((whole - share) * MIB, abs=2 * MIB)
-    assert "would save 0.562 GiB" in str(sizes[0])
+    assert "would save 576.0 MiB" in str(sizes[0])
 
 
 def test_an_odd_batch_is_shared_rounding_up():
@@ -130,6 +135,154 @@ def test_what_a_mode_cannot_serve_is_planned_and_said():
     assert planned.one_sided.workspace_bytes > 64 * 2 * 4 * 7168
 
 
+def test_all_problems_of_a_mode_are_said():
+    planned = plan(Layout(dp=80, gpus_per_node=80), hidden=7168, experts=90, top_k=33, max_tokens=64)
+    one_sided, two_sided = (planned.reasons_against(mode) for mode in planned.modes)
+    for reasons, words in (
+        (one_sided, ("top_k is 33", "at most 64 ranks", "NVLink domains of 8")),
+        (two_sided, ("multiple of 4", "divide evenly", "at most 32", "NVLink domains of 8")),
+    ):
+        assert len(reasons) == len(words)
+        for word in words:
+            assert any(word in reason for reason in reasons)
+            assert word in str(planned)
+    assert all(problem in planned.one_sided.refusal for problem in planned.one_sided.problems)
+    answer = json.loads(json.dumps(planned.to_dict()))
+    assert answer["two_sided"]["problems"] == list(planned.two_sided.problems)
+    assert answer["one_sided"]["reasons_against"] == one_sided
+
+
+def test_a_group_without_a_channel_is_planned_without_a_size():
+    planned = plan(Layout(dp=1024), **V3, max_tokens=64)
+    assert any("one channel must fit" in reason for reason in planned.reasons_against(planned.two_sided))
+    assert planned.to_frame()["two_sided"].isna().all()
+    assert planned.one_sided.allocated_bytes > 0
+    assert "two_sided: " not in str(planned)
+
+
+@pytest.mark.parametrize("gpu", ["h100", "H200", "b200"])
+def test_an_ep_group_on_two_nodes_is_refused_for_both_modes(gpu):
+    planned = plan(Layout(tp=4, dp=4), model="DeepSeek-V3", max_tokens=8192, format="NVFP4", gpu=gpu)
+    for mode in planned.modes:
+        (problem,) = mode.problems
+        assert "an EP group of 16 ranks (such as 0 to 15) spans 2 NVLink domains of 8 GPUs" in problem
+        assert f"{mode.mode} cannot serve this: {problem}" in str(planned)
+    rack = plan(Layout(tp=4, dp=4), model="deepseek-v3", max_tokens=8192, gpu="GB200")
+    assert not any(rack.reasons_against(mode) for mode in rack.modes)
+
+
+def test_an_exchange_is_planned_with_the_domain_of_its_gpu():
+    from mnnvl_lab.transport.exchange import Exchange
+
+    exchange = Exchange(mode="one_sided", layout=Layout(dp=16), max_tokens=64, **V3)
+    assert one_sided(exchange).problems == ()
+    assert "spans 2 NVLink domains" in one_sided(exchange, GPUS["h100"]).refusal
+    assert "spans 2 NVLink domains" in two_sided(exchange, GPUS["b200"]).refusal
+    assert one_sided(exchange, GPUS["gb200"]).refusal is two_sided(exchange, GPUS["gb200"]).refusal is None
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_what_does_not_fit_says_the_most_tokens_that_do(sequence_parallel):
+    ask = {"model": "deepseek-v3", "gpu": "H100", "sequence_parallel": sequence_parallel}
+    planned = plan(Layout(tp=2, dp=4), max_tokens=50_000_000, **ask)
+    (reason,) = planned.reasons_against(planned.one_sided)
+    assert reason in str(planned)
+    most, batch = map(int, re.search(r"at most (\d+) tokens per rank.*use max_tokens (\d+) or less", reason).groups())
+    assert most == (batch // 2 if sequence_parallel else batch)
+    assert not planned.fits(planned.one_sided)
+    assert planned.fits(planned.two_sided)
+    fitting = plan(Layout(tp=2, dp=4), max_tokens=batch, **ask)
+    assert fitting.fits(fitting.one_sided)
+    assert fitting.tokens_per_rank == most
+    above = plan(Layout(tp=2, dp=4), max_tokens=batch + 1, **ask)
+    assert not above.fits(above.one_sided)
+    assert not json.loads(json.dumps(planned.to_dict()))["one_sided"]["fits"]
+
+
+def test_not_even_one_token_fits():
+    tiny = replace(GPUS["h100"], memory_bytes=MIB)
+    planned = plan(Layout(dp=4), **V3, max_tokens=4, gpu=tiny)
+    assert "one token per rank takes 2.0 MiB, H100 SXM has 1.0 MiB" in str(planned)
+    assert "two_sided takes" in planned.reasons_against(planned.two_sided)[0]
+
+
+def test_sizes_are_shown_in_readable_units_and_wide_in_bytes_too():
+    planned = plan(Layout(dp=2), **V3, max_tokens=4096)
+    assert " 226.0 MiB" in str(planned)
+    assert "226.0 MiB (236,978,176 B)" in planned.text(wide=True)
+    assert "236,978,176" not in str(planned)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (MIB - 1, "1.0 MiB"),
+        (226 * MIB, "226.0 MiB"),
+        (GIB, "1.0 GiB"),
+        (2**63, "8.0 EiB"),
+        (2**80, "1,048,576.0 EiB"),
+    ],
+)
+def test_readable_bytes(size, words):
+    assert readable_bytes(size) == words
+
+
+@pytest.mark.parametrize(
+    ("layout", "sequence_parallel", "words"),
+    [
+        (Layout(tp=2, dp=2), False, "would save"),
+        (Layout(tp=2, dp=2), True, "saves"),
+        (Layout(tp=8), False, "vLLM opens neither workspace"),
+        (Layout(tp=8), True, "vLLM opens neither workspace"),
+        (Layout(tp=2, pcp=2), True, "SP-MoE in vLLM needs DP > 1"),
+        (Layout(tp=2, pcp=2), False, None),
+        (Layout(dp=8), False, None),
+        (Layout(), False, None),
+    ],
+)
+def test_the_note_on_sequence_parallelism_stands_where_vllm_has_it(layout, sequence_parallel, words):
+    text = str(plan(layout, **V3, max_tokens=64, sequence_parallel=sequence_parallel))
+    notes = ("would save", "saves", "vLLM opens neither workspace", "SP-MoE in vLLM needs DP > 1")
+    assert [note for note in notes if note in text] == ([words] if words else [])
+
+
+anything = st.one_of(
+    st.integers(), st.integers(-1, 300), st.floats(), st.none(), st.booleans(), st.text(max_size=5), st.just(10**5000)
+)
+arguments = {
+    "max_tokens": st.one_of(st.integers(1, 2**31), anything),
+    "model": st.one_of(st.none(), st.sampled_from(sorted(MODELS)), anything),
+    "hidden": st.one_of(st.none(), st.integers(1, 9000), anything),
+    "experts": st.one_of(st.none(), st.integers(1, 600), anything),
+    "top_k": st.one_of(st.none(), st.integers(1, 40), anything),
+    "format": st.one_of(st.sampled_from(["bf16", "FP8_block", "nvfp4"]), anything),
+    "combine_dtype": st.one_of(st.sampled_from(["bf16", "fp32"]), anything),
+    "gpu": st.one_of(st.sampled_from(sorted(GPUS)), anything),
+    "sm_limit": st.one_of(st.none(), st.integers(1, 200), anything),
+}
+layouts = st.builds(Layout, tp=st.integers(1, 300), dp=st.integers(1, 200), gpus_per_node=st.integers(1, 80))
+
+
+@given(
+    st.one_of(layouts, anything), st.fixed_dictionaries({"max_tokens": arguments.pop("max_tokens")}, optional=arguments)
+)
+def test_a_plan_is_made_whole_or_refused(layout, given_words):
+    with suppress(Refused):
+        planned = plan(layout, **given_words)
+        json.dumps(planned.to_dict())
+        assert "Memory per rank" in planned.text(wide=True)
+
+
+@given(anything)
+def test_a_budget_is_answered_or_refused(budget_bytes):
+    with suppress(Refused):
+        assert plan(Layout(dp=4), **V3, max_tokens=1).most_tokens(budget_bytes) >= 1
+
+
 def test_more_ranks_than_the_one_sided_kernels_take():
     assert "at most 64 ranks" in plan(Layout(dp=65), hidden=64, experts=130, top_k=2, max_tokens=1).one_sided.refusal
 
@@ -149,7 +302,13 @@ def test_the_table_holds_missing_parts_as_missing():
         ({"hidden": 7168}, "experts, top_k missing"),
         ({**V3, "max_tokens": 0}, "max_tokens is 0"),
         ({**V3, "top_k": 0}, "top_k is 0"),
-        ({**V3, "combine_dtype": "fp8"}, "combine_dtype is 'fp8'"),
+        ({**V3, "combine_dtype": "fp8"}, "combine_dtype 'fp8' is not known"),
+        ({**V3, "max_tokens": 10**26}, "max_tokens is 100000000000000000000000000: it must be at most 2147483647"),
+        ({**V3, "hidden": 2**31 - 2**7, "max_tokens": 2**31 - 1}, "64 bits end before"),
+        ({**V3, "sm_limit": 0}, "sm_limit is 0"),
+        ({"model": None}, "hidden, experts, top_k missing"),
+        ({"model": 3}, "model 3 is not known"),
+        ({**V3, "gpu": None}, "gpu None is not known"),
         ({**V3, "format": "fp5"}, "'fp5'"),
         ({**V3, "hidden": 100, "format": "nvfp4"}, "hidden is 100"),
         ({**V3, "gpu": "h10"}, "did you mean h100"),

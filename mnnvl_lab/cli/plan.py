@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from mnnvl_lab.cli.words import EPILOG_OF_LAYOUT, add_command, add_layout, add_shape, layout_of, shape_of, whole
 
@@ -11,6 +12,8 @@ WORDS = f"""{EPILOG_OF_LAYOUT}
   one_sided   each rank puts its rows straight into the others' workspaces: they hold a row a token and rank
   two_sided   sender and receiver meet in FIFOs: their size depends on the GPU and the ranks, not on tokens
   asked       bytes that the kernels ask for; allocated: memory that is gone, in steps of 2 MiB
+  exit status 0; 1 if a mode cannot serve the layout or does not fit the GPU's memory (--modes chooses which modes
+              count); 2 for bad input
   mapped      addresses with memory behind them, all ranks' as one rank sees them; reserved: addresses set aside
 """
 
@@ -23,6 +26,7 @@ def add(commands) -> None:
         description="Shows who sits where in a layout, and what expert parallelism takes of each GPU's memory.",
         examples="""plan --tp 2 --dp 4 --model deepseek-v3 --max-tokens 2048
 plan --dp 8 --hidden 7168 --experts 256 --top-k 8 --format nvfp4 --gpu b200
+plan --dp 8 --model deepseek-v3 --max-tokens 8192 --modes one_sided --wide
 plan --tp 2 --dp 4 --model deepseek-v3 --json""",
         words=WORDS,
     )
@@ -34,11 +38,16 @@ plan --tp 2 --dp 4 --model deepseek-v3 --json""",
     )
     parser.add_argument("--gpu", default="h100", help="whose multiprocessors and memory count (default h100)")
     parser.add_argument("--sp-moe", action="store_true", help="sequence-parallel MoE: each TP rank sends its share")
+    parser.add_argument(
+        "--modes", nargs="+", metavar="MODE", help="whose problems count: one_sided, two_sided (default both)"
+    )
+    parser.add_argument("--wide", action="store_true", help="show each size in bytes too")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    from mnnvl_lab.errors import choose
     from mnnvl_lab.planner import plan
 
     layout = layout_of(args)
@@ -51,7 +60,13 @@ def run(args: argparse.Namespace) -> None:
         gpu=args.gpu,
         sequence_parallel=args.sp_moe,
     )
-    print(json.dumps(made.to_dict(), indent=2) if args.json else f"{layout}\n\n{made}")
+    known = {mode.mode: mode for mode in made.modes}
+    asked = dict.fromkeys(choose(name, known, "mode") for name in args.modes or known)
+    print(json.dumps(made.to_dict(), indent=2) if args.json else f"{layout}\n\n{made.text(wide=args.wide)}")
+    reasons = [reason for name in asked for reason in made.reasons_against(known[name])]
+    if reasons:  # in full, with the remedies, they stand in the plan
+        print(f"mnnvl_lab: {' | '.join(reason.partition('; ')[0] for reason in reasons)}", file=sys.stderr)
+    return 1 if reasons else 0
 
 
 def _numbers(args: argparse.Namespace) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mnnvl_lab.hardware import Gpu
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.hardware import Gpu, domain_problems
 from mnnvl_lab.limits import problems
 from mnnvl_lab.need import Need
 from mnnvl_lab.planner.totals import Totals
@@ -23,7 +24,8 @@ class ModePlan(Totals):
         prepare_regions: of the allocation of `prepare`, whose offsets begin at 0 again (two-sided).
         windows: where all that is allocated lies in the address space.
         channels: FIFOs from each peer (two-sided).
-        refusal: why the kernels cannot serve this, or None; the bytes are given all the same.
+        problems: every reason why this mode cannot serve it, as sentences; the bytes are given all the same. Without
+            a size (two-sided, no channel fits the multiprocessors) there are no regions and no bytes.
     """
 
     mode: str
@@ -32,7 +34,12 @@ class ModePlan(Totals):
     prepare_regions: tuple[Region, ...] = ()
     windows: tuple[Window, ...]
     channels: int | None = None
-    refusal: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def refusal(self) -> str | None:
+        """All problems in one line, or None."""
+        return "; ".join(self.problems) or None
 
     @property
     def prepare_bytes(self) -> int:
@@ -58,11 +65,16 @@ class ModePlan(Totals):
             **({"prepare_regions": _listed(self.prepare_regions)} if self.prepare_regions else {}),
             **({"channels": self.channels} if self.channels else {}),
             "refusal": self.refusal,
+            "problems": list(self.problems),
         }
 
 
-def one_sided(need: Need) -> ModePlan:
-    """The one-sided workspace of `need`."""
+def one_sided(need: Need, gpu: Gpu | None = None) -> ModePlan:
+    """The one-sided workspace of `need`, such as an `Exchange`.
+
+    Args:
+        gpu: whose NVLink domain must hold each EP group; without it this is not judged.
+    """
     workspace = OneSidedWorkspace.of(need)
     return ModePlan(
         mode="one_sided",
@@ -73,17 +85,17 @@ def one_sided(need: Need) -> ModePlan:
         ),
         regions=workspace.tiles,
         windows=pack([workspace.workspace_bytes], ep_size=need.ep_size),
-        refusal=next(problems(need, "one_sided"), None),
+        problems=(*problems(need, "one_sided"), *_domain_problems(need, gpu)),
     )
 
 
 def two_sided(need: Need, gpu: Gpu) -> ModePlan:
-    """The FIFOs and the workspace of `prepare`, allocated in this order; neither depends on tokens or hidden size.
-
-    Raises:
-        Refused: not one channel fits the multiprocessors.
-    """
-    workspace = TwoSidedWorkspace(ep_size=need.ep_size, multiprocessors=gpu.multiprocessors, sm_limit=need.sm_limit)
+    """The FIFOs and the workspace of `prepare`, allocated in this order; neither depends on tokens or hidden size."""
+    found = (*problems(need, "two_sided"), *_domain_problems(need, gpu))
+    try:
+        workspace = TwoSidedWorkspace(ep_size=need.ep_size, multiprocessors=gpu.multiprocessors, sm_limit=need.sm_limit)
+    except Refused as reason:
+        return ModePlan(mode="two_sided", parts=(), regions=(), windows=(), problems=(*found, str(reason)))
     return ModePlan(
         mode="two_sided",
         parts=(("fifo", workspace.workspace_bytes), ("prepare", workspace.prepare_bytes)),
@@ -91,8 +103,12 @@ def two_sided(need: Need, gpu: Gpu) -> ModePlan:
         prepare_regions=workspace.prepare_regions,
         windows=pack([workspace.workspace_bytes, workspace.prepare_bytes], ep_size=need.ep_size),
         channels=workspace.channels,
-        refusal=next(problems(need, "two_sided"), None),
+        problems=found,
     )
+
+
+def _domain_problems(need: Need, gpu: Gpu | None) -> Iterable[str]:
+    return () if gpu is None else domain_problems(need.layout, gpu)
 
 
 def _listed(regions: Iterable[Region]) -> list[dict]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 
 import pandas as pd
 
-from mnnvl_lab.errors import Refused, require_count
+from mnnvl_lab.errors import MOST_COUNT, Refused, choose, require_count, shown
 from mnnvl_lab.hardware import Gpu, require_gpu
-from mnnvl_lab.layout import Layout
+from mnnvl_lab.layout import Layout, require_layout
 from mnnvl_lab.model import Model, require_format, require_model
 from mnnvl_lab.need import COMBINE_BYTES, Need
+from mnnvl_lab.planner import report
 from mnnvl_lab.planner.modes import ModePlan, one_sided, two_sided
 from mnnvl_lab.show import html_block, text_block
 
 GIB = 1024**3
+ADDRESSES = 2**63  # bytes that a signed 64-bit offset reaches
 PARTS = ("aux", "dispatch", "combine", "fifo", "prepare")
 TOTALS = ("asked", "allocated", "mapped", "reserved")
 
@@ -49,7 +53,7 @@ class Plan:
 
     @cached_property
     def one_sided(self) -> ModePlan:
-        return one_sided(self._sized)
+        return one_sided(self._sized, self.gpu)
 
     @cached_property
     def two_sided(self) -> ModePlan:
@@ -64,6 +68,14 @@ class Plan:
         """Memory that one-sided sizing by a rank's share of the batch saves over sizing by the whole batch."""
         whole, share = (replace(self, sequence_parallel=sp).one_sided.allocated_bytes for sp in (False, True))
         return whole - share
+
+    def fits(self, mode: ModePlan) -> bool:
+        """Whether the GPU has the memory that the mode allocates, were nothing else on it."""
+        return mode.allocated_bytes <= self.gpu.memory_bytes
+
+    def reasons_against(self, mode: ModePlan) -> list[str]:
+        """Every reason why the mode cannot run here, as sentences: what its kernels refuse, and memory."""
+        return report.reasons_against(self, mode)
 
     def memory_share(self, mode: ModePlan) -> float:
         """What the mode allocates, as a fraction of the GPU's memory."""
@@ -84,15 +96,17 @@ class Plan:
         The two-sided one does not depend on tokens: it fits or it does not.
 
         Raises:
-            Refused: not even one token fits.
+            Refused: the budget is no number, or not even one token fits.
         """
+        if not isinstance(budget_bytes, Real) or not 0 <= budget_bytes < math.inf:
+            raise Refused(f"budget_bytes is {shown(budget_bytes)}: it must be a finite number of bytes; correct it")
         rows_bytes = self.need.dispatch_bytes_per_token + self.need.combine_bytes_per_token
         ceiling = self.layout.tp * (int(budget_bytes) // (self.need.ep_size * rows_bytes) + 1)
-        most = bisect_right(range(1, ceiling + 1), int(budget_bytes), key=self._allocated_for)
+        most = bisect_right(range(1, min(ceiling, MOST_COUNT) + 1), int(budget_bytes), key=self.allocated_for)
         if most == 0:
             raise Refused(
-                f"budget_bytes is {budget_bytes}: the one-sided workspace of one token takes "
-                f"{self._allocated_for(1)}; give at least that, or use fewer ranks"
+                f"budget_bytes is {shown(budget_bytes)}: the one-sided workspace of one token takes "
+                f"{self.allocated_for(1)}; give at least that, or use fewer ranks"
             )
         return most
 
@@ -120,53 +134,31 @@ class Plan:
         frame = pd.DataFrame(columns, index=[*PARTS, *TOTALS], dtype="Int64")
         return frame.rename_axis("bytes a rank").reset_index()
 
+    def text(self, *, wide: bool = False) -> str:
+        """The plan for a terminal; `wide` adds the exact bytes to each size."""
+        return text_block(report.title(self), report.sizes(self, wide=wide), report.notes(self))
+
     def __str__(self) -> str:
-        return text_block(self._title, self._shown, self._notes)
+        return self.text()
 
     def _repr_html_(self) -> str:
-        return html_block(self._title, self._shown, self._notes)
+        return html_block(report.title(self), report.sizes(self), report.notes(self))
 
     @property
     def _sized(self) -> Need:
         return replace(self.need, max_tokens=self.tokens_per_rank)
 
-    def _allocated_for(self, max_tokens: int) -> int:
+    def allocated_for(self, max_tokens: int) -> int:
+        """Bytes of the one-sided workspace if a batch had that many tokens."""
         return replace(self, need=replace(self.need, max_tokens=max_tokens)).one_sided.allocated_bytes
 
     def _costs(self, mode: ModePlan) -> dict:
-        return {"memory_share": self.memory_share(mode), "kv_cache_tokens": self.kv_cache_tokens(mode)}
-
-    @property
-    def _title(self) -> str:
-        need, name = self.need, self.model.name if self.model else "MoE"
-        return (
-            f"Memory of one rank on {self.gpu.name}: {self.layout.arithmetic} = {need.ep_size} EP ranks, "
-            f"{name} (hidden {need.hidden}, {need.experts} experts, top-{need.top_k}), {need.format} dispatch, "
-            f"{need.combine_dtype} combine, {self.tokens_per_rank} tokens a rank"
-        )
-
-    @property
-    def _shown(self) -> pd.DataFrame:
-        return self.to_frame().set_index("bytes a rank").map(_shown_bytes).reset_index()
-
-    @property
-    def _notes(self) -> list[str]:
-        return [*(self._cost_note(mode) for mode in self.modes), *self._sequence_parallel_note(), *self._refusals()]
-
-    def _cost_note(self, mode: ModePlan) -> str:
-        share = f"{mode.mode}: {self.memory_share(mode):.2%} of the GPU's {self.gpu.memory_bytes / GIB:.1f} GiB"
-        tokens = self.kv_cache_tokens(mode)
-        return share if tokens is None else f"{share}, the KV cache of {tokens:,} tokens of {self.model.name}"
-
-    def _sequence_parallel_note(self) -> list[str]:
-        if self.layout.tp == 1:
-            return []
-        saved = f"{self.sequence_parallel_saves_bytes / GIB:.3f} GiB"
-        verb = "saves" if self.sequence_parallel else "would save"
-        return [f"under SP-MoE a rank sends 1/TP of a batch: sizing one_sided by that share {verb} {saved}"]
-
-    def _refusals(self) -> list[str]:
-        return [f"{mode.mode} cannot serve this: {mode.refusal}" for mode in self.modes if mode.refusal]
+        return {
+            "memory_share": self.memory_share(mode),
+            "kv_cache_tokens": self.kv_cache_tokens(mode),
+            "fits": self.fits(mode),
+            "reasons_against": self.reasons_against(mode),
+        }
 
 
 def plan(
@@ -197,24 +189,29 @@ def plan(
         sm_limit: multiprocessors that the two-sided kernels may use.
 
     Raises:
-        Refused: an unknown name, a number that is none, or a format that cannot carry `hidden`. A shape that a mode's
-            kernels cannot serve is planned all the same: `ModePlan.refusal` says why.
+        Refused: an unknown name, a number that is none, or a format that cannot carry `hidden`. What a mode cannot
+            serve, such as an EP group beyond one NVLink domain, is planned all the same: `Plan.reasons_against` and
+            `ModePlan.problems` say why.
     """
-    known = require_model(model) if isinstance(model, str) else model
+    known = None if model is None else require_model(model)
     shape = _shape(known, {"hidden": hidden, "experts": experts, "top_k": top_k})
-    require_format(format).require_hidden(shape["hidden"])
-    if combine_dtype not in COMBINE_BYTES:
-        raise Refused(f"combine_dtype is {combine_dtype!r}: combine adds {', '.join(COMBINE_BYTES)}; name one of these")
+    form = require_format(format)
+    form.require_hidden(shape["hidden"])
     need = Need(
-        layout=layout,
+        layout=require_layout(layout),
         max_tokens=require_count("max_tokens", max_tokens),
         **shape,
-        format=format,
-        combine_dtype=combine_dtype,
-        sm_limit=sm_limit,
+        format=form.name,
+        combine_dtype=choose(combine_dtype, COMBINE_BYTES, "combine_dtype"),
+        sm_limit=None if sm_limit is None else require_count("sm_limit", sm_limit),
     )
-    chosen = require_gpu(gpu) if isinstance(gpu, str) else gpu
-    return Plan(need=need, gpu=chosen, model=known, sequence_parallel=sequence_parallel)
+    made = Plan(need=need, gpu=require_gpu(gpu), model=known, sequence_parallel=bool(sequence_parallel))
+    if (reserved_bytes := made.one_sided.reserved_bytes) >= ADDRESSES:
+        raise Refused(
+            f"max_tokens is {max_tokens} with hidden {need.hidden} on {need.ep_size} EP ranks: they would reserve "
+            f"{reserved_bytes} bytes of addresses, and 64 bits end before {ADDRESSES}; use smaller numbers"
+        )
+    return made
 
 
 def _shape(model: Model | None, numbers: dict[str, int | None]) -> dict[str, int]:
@@ -235,10 +232,6 @@ def _shape(model: Model | None, numbers: dict[str, int | None]) -> dict[str, int
 
 
 def _column(mode: ModePlan) -> dict[str, int]:
+    if not mode.parts:
+        return {}
     return dict(mode.parts) | {total: getattr(mode, f"{total}_bytes") for total in TOTALS}
-
-
-def _shown_bytes(size) -> str:
-    if pd.isna(size):
-        return "-"
-    return f"{size:,} = {size / GIB:.3f} GiB" if size >= GIB / 1000 else f"{size:,}"
