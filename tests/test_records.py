@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from pyarrow.parquet import ParquetFile, read_schema
+from scipy.stats import mannwhitneyu, rankdata
 
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.records.compare import ALPHA, change_interval, p_value
+from mnnvl_lab.records.compare import TOO_FEW, verdicts
 from mnnvl_lab.records.provenance import command
+from mnnvl_lab.records.rank_test import least_p, p_value, ratio_interval
 
 ORIGIN = {"device": "2-core Test Processor", "topology": "shared memory of one machine"}
 POINT = {
@@ -196,34 +199,125 @@ class TestStatistics:
         }
 
 
+class TestRankTest:
+    @pytest.mark.parametrize("sizes", [(1, 1), (1, 5), (5, 5), (7, 7), (10, 10), (20, 33), (60, 60), (5, 100)])
+    @pytest.mark.parametrize("factor", [1, 1.1, 3])
+    def test_without_ties_it_is_the_exact_test_of_scipy(self, sizes, factor):
+        random = np.random.default_rng(sum(sizes))
+        a, b = random.gamma(50, 2, sizes[0]), factor * random.gamma(50, 2, sizes[1])
+        assert p_value(a, b) == pytest.approx(mannwhitneyu(a, b, method="exact").pvalue, rel=1e-9)
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.integers(0, 4), min_size=1, max_size=7), st.lists(st.integers(0, 4), min_size=1, max_size=7))
+    def test_with_ties_it_is_the_share_of_all_splits_of_the_pool(self, a, b):
+        pool = np.concatenate([a, b]).astype(float)
+        ranks = rankdata(pool)
+        mean = len(a) * ranks.mean()
+        splits = [abs(sum(chosen) - mean) for chosen in combinations(ranks, len(a))]
+        exact = np.mean(np.array(splits) >= abs(ranks[: len(a)].sum() - mean) - 1e-9)
+        assert p_value(pool[: len(a)], pool[len(a) :]) == pytest.approx(exact)
+        assert p_value(pool[len(a) :], pool[: len(a)]) == pytest.approx(exact)
+
+    @pytest.mark.parametrize("sizes", [(5, 5), (8, 8), (10, 10), (3, 40), (60, 60), (200, 200)])
+    @pytest.mark.parametrize("digits", [0, 9])
+    def test_complete_separation_has_the_least_p(self, sizes, digits):
+        """Also where samples of one side are equal; with many of them the normal law takes over, and is far below."""
+        random = np.random.default_rng(3)
+        a, b = random.gamma(50, 2, sizes[0]).round(digits), 10 * random.gamma(50, 2, sizes[1]).round(digits)
+        if len(a) == 200 and digits == 0:
+            assert p_value(a, b) < 1e-60
+        elif len(a) == 60 and digits == 0:
+            assert p_value(a, b) < 1e-20
+        else:
+            assert p_value(a, b) == pytest.approx(least_p(*sizes), rel=1e-9)
+
+    def test_many_samples_with_ties_are_near_the_exact_test(self):
+        random = np.random.default_rng(4)
+        a, b = random.integers(0, 500, 55).astype(float), random.integers(0, 550, 54).astype(float)
+        tied = mannwhitneyu(a, b, method="asymptotic").pvalue
+        assert p_value(a, b) == pytest.approx(tied, rel=0.02)
+        assert p_value(np.full(99, 3.0), np.full(99, 3.0)) == 1
+
+    @settings(deadline=None)
+    @given(st.integers(0, 2**32), st.floats(0.9, 1.1), st.integers(2, 40), st.integers(2, 40), st.floats(1e-4, 0.3))
+    def test_an_interval_leaves_out_what_the_test_rejects(self, seed, factor, n, m, alpha):
+        random = np.random.default_rng(seed)
+        a, b = random.gamma(400, 0.25, n), factor * random.gamma(400, 0.25, m)
+        low, high = ratio_interval(a, b, alpha=alpha)
+        assert (low > 1 or high < 1) == (p_value(a, b) < alpha)
+        assert ratio_interval(a, 2 * b, alpha=alpha) == pytest.approx((2 * low, 2 * high))
+
+    def test_few_samples_leave_every_ratio_open(self):
+        assert ratio_interval(np.arange(1.0, 5), np.arange(10.0, 14), alpha=0.01) == (0, np.inf)
+
+    def test_the_interval_holds_the_true_ratio_as_often_as_it_says(self):
+        random = np.random.default_rng(11)
+        pairs = random.gamma(20, 1, (2000, 2, 12))
+        found = np.array([ratio_interval(a, 1.5 * b, alpha=0.1) for a, b in pairs])
+        covered = np.mean((found[:, 0] <= 1.5) & (found[:, 1] >= 1.5))
+        assert 0.89 < covered < 0.93
+
+
 class TestCompare:
-    def test_p_value_against_every_split_of_the_pool(self):
-        """The exact distribution of U over all splits, for samples small enough to list them."""
-        from itertools import combinations
-
-        a, b = np.array([1.0, 2.5, 3, 4, 5, 5.5, 9]), np.array([4.5, 6, 7, 8, 8.5, 10, 11])
-        pool = np.concatenate([a, b])
-        mean = len(a) * len(b) / 2
-
-        def distance(chosen):
-            rest = np.setdiff1d(np.arange(len(pool)), chosen)
-            return abs((pool[list(chosen)][:, None] > pool[rest][None, :]).sum() - mean)
-
-        observed = distance(range(len(a)))
-        splits = [distance(chosen) for chosen in combinations(range(len(pool)), len(a))]
-        exact = np.mean([d >= observed for d in splits])
-        assert p_value(a, b) == pytest.approx(exact, rel=0.2)  # the normal approximation at seven a side
-
     def test_equal_and_shifted_distributions(self):
         random = np.random.default_rng(1)
         base = random.gamma(50, 2, 60)
         assert not records.is_different(base, random.permutation(base))
         assert records.is_different(base, base * 1.3)
         assert not records.is_different(np.full(9, 3.0), np.full(9, 3.0))
+        assert records.is_different(np.arange(10.0, 15), np.arange(100.0, 105))
 
     def test_too_few_samples_are_refused(self):
-        with pytest.raises(RecordError, match="needs 5"):
-            records.is_different([1, 2, 3], [4, 5, 6])
+        with pytest.raises(RecordError, match=r"4 and 4 samples: .* p = 0\.029, .* measure at least 5 per side"):
+            records.is_different([1, 2, 3, 4], [5, 6, 7, 8])
+        with pytest.raises(RecordError, match="0 and 4 samples"):
+            records.is_different([], [5, 6, 7, 8])
+
+    @pytest.mark.parametrize("alpha", [0, 1, 2, -1, float("nan"), float("inf"), "0.01", None, True])
+    def test_alpha_is_a_chance(self, alpha):
+        with pytest.raises(Refused, match=r"alpha is .*: it is the chance of a false alarm"):
+            records.compare(table(), table(), alpha=alpha)
+        with pytest.raises(Refused, match="alpha is"):
+            records.is_different(np.arange(9.0), np.arange(9.0), alpha=alpha)
+
+    @pytest.mark.parametrize("count", [5, 8, 10])
+    @pytest.mark.parametrize("rows", [1, 2, 10, 11, 54, 55, 500, 5000])
+    def test_a_tenfold_slowdown_is_never_the_same(self, count, rows):
+        """One point is ten times slower, and all others are as they were."""
+        random = np.random.default_rng(rows)
+        a = random.gamma(50, 2, count)
+        slow = {"p_value": p_value(a, 10 * a), "least_p": least_p(count, count), "change_percent": 900.0}
+        calm = {"p_value": 0.7, "least_p": least_p(count, count), "change_percent": 0.1}
+        judged = verdicts(pd.DataFrame([slow, *[calm] * (rows - 1)]), alpha=0.01)
+        can_tell = least_p(count, count) < 0.01 / rows
+        assert judged[0] == ("slower" if can_tell else "too few samples")
+        assert set(judged[1:]) <= {"same" if can_tell and least_p(count, count) < 0.01 / max(rows - 1, 1) else TOO_FEW}
+
+    @pytest.mark.parametrize(("count", "verdict"), [(4, TOO_FEW), (5, "slower"), (10, "slower")])
+    def test_two_records_of_few_samples(self, count, verdict):
+        latency_us = np.random.default_rng(count).gamma(400, 0.25, (count, 4))
+        (row,) = records.compare(table(latency_us), table(10 * latency_us)).to_dict("records")
+        assert row["verdict"] == verdict
+        assert (row["low_percent"] == -100) == (row["high_percent"] == np.inf) == (verdict == TOO_FEW)
+
+    def test_rows_that_fall_make_it_easier_for_the_others(self):
+        """Eight against eight reach 0.01 / 64 and no less: of 65 rows none falls alone, beside one of many samples all
+        do."""
+        eight = {"p_value": least_p(8, 8), "least_p": least_p(8, 8), "change_percent": 900.0}
+        many = {"p_value": 1e-30, "least_p": 1e-40, "change_percent": -50.0}
+        assert set(verdicts(pd.DataFrame([eight] * 65), alpha=0.01)) == {TOO_FEW}
+        assert verdicts(pd.DataFrame([*[eight] * 64, many]), alpha=0.01).tolist() == ["slower"] * 64 + ["faster"]
+
+    @pytest.mark.parametrize("digits", [0, 9])
+    def test_false_alarms_in_a_whole_table_are_as_rare_as_alpha(self, digits):
+        """Of 400 tables of 10 rows in which nothing changed, one in ten may have an alarm; with and without ties."""
+        random = np.random.default_rng(7)
+        alarms = 0
+        for _ in range(400):
+            sides = random.gamma(50, 1, (10, 2, 9)).round(digits)
+            rows = [{"p_value": p_value(a, b), "least_p": least_p(9, 9), "change_percent": 1.0} for a, b in sides]
+            alarms += "slower" in verdicts(pd.DataFrame(rows), alpha=0.1)
+        assert 10 <= alarms <= 40 + 3 * 6  # three standard deviations above; not zero, or the test would tell nothing
 
     def test_points_are_matched_and_judged(self):
         random = np.random.default_rng(2)
@@ -235,15 +329,6 @@ class TestCompare:
         assert compared.loc[32, "change_percent"] == pytest.approx(-50)
         assert (compared.attrs["only_a"], compared.attrs["only_b"]) == (0, 1)
         assert compared.attrs["origin_b"] == records.provenance_of(after)
-
-    @given(st.integers(0, 2**32), st.floats(0.9, 1.1))
-    def test_an_interval_leaves_out_what_the_test_refuses(self, seed, factor):
-        random = np.random.default_rng(seed)
-        a, b = random.gamma(400, 0.25, 30), factor * random.gamma(400, 0.25, 20)
-        low, high = change_interval(a, b)
-        assert (low > 1 or high < 1) == (p_value(a, b) < ALPHA)
-        assert low <= np.median(b) / np.median(a) <= high
-        assert change_interval(a, 2 * b) == pytest.approx((2 * low, 2 * high))
 
     def test_nothing_in_common(self):
         with pytest.raises(RecordError, match=r"no point in common \(tokens is 16 and 99\)"):

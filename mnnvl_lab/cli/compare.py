@@ -8,8 +8,9 @@ from pathlib import Path
 from mnnvl_lab.cli.words import add_command
 
 WORDS = """verdicts, of B against A:
-  same      the samples could come from one distribution: Mann-Whitney U test, Holm's correction over all points
+  same      the samples could come from one distribution: exact Mann-Whitney U test, Holm's correction over all points
   faster, slower   they could not, by --alpha: the chance of even one false alarm in the whole table
+  too few samples   even ten times slower could not be told from chance: measure with more samples
 Two runs on a busy machine differ: repeat each before believing a verdict.
 """
 
@@ -35,6 +36,7 @@ compare before.parquet after.parquet --out figures""",
 
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
+    from mnnvl_lab.records.compare import VERDICTS
 
     a, b = records.load(args.a), records.load(args.b)
     table = records.compare(a, b, alpha=args.alpha)
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     shown = table[[*varying, "p50_us_a", "p50_us_b", "change_percent", "p_value", "verdict"]]
     print(shown.to_string(index=False, float_format="{:.4g}".format))
     counts = table["verdict"].value_counts()
-    print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in ("same", "faster", "slower")))
+    print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS))
     for name, only in (("A", table.attrs["only_a"]), ("B", table.attrs["only_b"])):
         if only:
             print(f"{only} points of {name} alone, not compared")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from mnnvl_lab.plots.lines import require_unmixed
 from mnnvl_lab.plots.look import QUIET, Stroke, caption, head, load_words, new_axes, note, strokes, style
 from mnnvl_lab.plots.scales import dress
+from mnnvl_lab.records.compare import VERDICTS
 from mnnvl_lab.records.tables import parts_of
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def comparison(table: pd.DataFrame, *, x: str = "tokens", hue: str = "mode", ax:
             ax,
             f"{fabric} · {clock} clock · medians over iterations of the slowest rank",
             *(f"{name}: {_origin(table.attrs.get(key, {}))}" for name, key in SIDES),
-            "filled: samples differ; hollow: they could be of one distribution",
+            "filled: samples differ; hollow: they could be of one distribution, or are too few to tell",
             "bar: changes that the samples of the point leave open",
         )
     return ax
@@ -65,10 +67,12 @@ def comparison(table: pd.DataFrame, *, x: str = "tokens", hue: str = "mode", ax:
 
 def _line(ax: Axes, line: pd.DataFrame, x: str, stroke: Stroke, shift: float) -> None:
     xs = line[x] * shift
-    ax.vlines(xs, line["low_percent"], line["high_percent"], color=stroke.color, alpha=0.6, linewidth=1.4, zorder=2)
+    known = np.isfinite(line["high_percent"])  # too few samples leave every change open
+    bars = line.loc[known, ["low_percent", "high_percent"]]
+    ax.vlines(xs[known], *bars.to_numpy().T, color=stroke.color, alpha=0.6, linewidth=1.4, zorder=2)
     ax.plot(xs, line["change_percent"], color=stroke.color, alpha=0.35, linewidth=1.0, zorder=2)
     for verdict, fill in (("different", stroke.color), ("same", "white")):
-        chosen = (line["verdict"] == "same") == (verdict == "same")
+        chosen = line["verdict"].isin(("faster", "slower")) == (verdict == "different")
         ax.plot(
             xs[chosen],
             line.loc[chosen, "change_percent"],
@@ -97,7 +101,7 @@ def _dress_changes(ax: Axes) -> None:
 
 def _counted(table: pd.DataFrame) -> str:
     counts = table["verdict"].value_counts()
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("same", "faster", "slower") if verdict in counts)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
 
 
 def _origin(provenance: Mapping[str, object]) -> str:

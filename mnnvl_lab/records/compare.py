@@ -2,64 +2,57 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
+from numbers import Real
 
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import RecordError
+from mnnvl_lab.errors import RecordError, Refused, shown
 from mnnvl_lab.records.columns import POINT_COLUMNS
+from mnnvl_lab.records.rank_test import least_p, p_value, ratio_interval
 from mnnvl_lab.records.statistics import slowest_rank
 from mnnvl_lab.records.tables import provenance_of
 
 ALPHA = 0.01
 """Chance of calling two equal distributions different."""
-
-
-def p_value(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided Mann-Whitney U test: chance of such ranks if both come from one distribution.
-
-    It needs no normal distribution and is not moved by outliers. Normal approximation with tie and continuity
-    correction (Mann and Whitney 1947; Lehmann, Nonparametrics, 1975), good from 8 samples a side on.
-    """
-    n, m = len(a), len(b)
-    pooled = pd.Series(np.concatenate([a, b]))
-    u = pooled.rank().iloc[:n].sum() - n * (n + 1) / 2
-    ties = pooled.value_counts().to_numpy()
-    variance = n * m / 12 * ((n + m + 1) - (ties**3 - ties).sum() / ((n + m) * (n + m - 1)))
-    if variance <= 0:
-        return 1.0
-    distance = max(abs(u - n * m / 2) - 0.5, 0)
-    return math.erfc(distance / math.sqrt(2 * variance))
+MIN_ALPHA = 1e-100
+TOO_FEW = "too few samples"
+"""Verdict on a point whose samples could not differ enough to tell, whatever their values."""
+VERDICTS = ("same", "faster", "slower", TOO_FEW)
 
 
 def is_different(a: np.ndarray, b: np.ndarray, *, alpha: float = ALPHA) -> bool:
     """Whether samples `a` and `b` come from different distributions.
 
     Args:
-        a, b: latencies in one unit, at least 5 each: fewer cannot reach `alpha`.
+        a, b: latencies in one unit.
         alpha: chance of a false alarm.
 
     Raises:
-        RecordError: too few samples.
+        RecordError: too few samples: even complete separation could not reach `alpha`. Refused: `alpha` is no chance.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if min(len(a), len(b)) < 5:
-        raise RecordError(f"{len(a)} and {len(b)} samples: a comparison needs 5 a side; measure with more samples")
+    if least_p(len(a), len(b)) >= require_alpha(alpha):
+        least = next(n for n in range(1, 2000) if least_p(n, n) < alpha)
+        raise RecordError(
+            f"{len(a)} and {len(b)} samples: even complete separation would happen by chance with p = "
+            f"{least_p(len(a), len(b)):.2g}, not below alpha = {alpha:g}; measure at least {least} per side"
+        )
     return p_value(a, b) < alpha
 
 
-def change_interval(a: np.ndarray, b: np.ndarray, *, alpha: float = ALPHA) -> tuple[float, float]:
-    """Factors from `a` to `b` that the samples leave open: those which, taken out, `p_value` would not refuse.
+def require_alpha(alpha: float) -> float:
+    """`alpha`, if it is a chance of a false alarm: a number between 0 and 1.
 
-    Order statistics of the ratios of all pairs (Moses 1965; Lehmann, Nonparametrics, 1975, section 2.6).
+    Raises:
+        Refused: it is not.
     """
-    ratios = np.sort(np.divide.outer(b, a), axis=None)
-    n, m = len(a), len(b)
-    reach = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(n * m * (n + m + 1) / 12)
-    cut = max(math.floor(n * m / 2 - 0.5 - reach), 0)
-    return float(ratios[cut]), float(ratios[-1 - cut])
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not MIN_ALPHA <= alpha < 1:
+        raise Refused(
+            f"alpha is {shown(alpha)}: it is the chance of a false alarm, a number from {MIN_ALPHA:g} to below 1; "
+            "use 0.01"
+        )
+    return float(alpha)
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.DataFrame:
@@ -70,13 +63,16 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.Dat
 
     Returns:
         A row a point and phase: `POINT_COLUMNS`, `p50_us_a`, `p50_us_b`, `change_percent` (of b against a, medians),
-        `low_percent` and `high_percent` (of that point by itself, see `change_interval`), `p_value`, `verdict` (`same`,
-        `faster`, `slower`: b against a). `attrs` counts points of one table alone (`only_a`, `only_b`) and keeps where
-        each comes from (`origin_a`, `origin_b`).
+        `low_percent` and `high_percent` (of that point by itself, see `rank_test.ratio_interval`; -100 and infinity
+        where there are too few samples), `p_value`, `verdict`: `faster` or `slower` (b against a); `too few samples`,
+        where even complete separation of the two sides would not have been told from chance in a table of so many
+        rows; else `same`. `attrs` counts points of one table alone (`only_a`, `only_b`) and keeps where each comes from
+        (`origin_a`, `origin_b`).
 
     Raises:
-        RecordError: no point in common.
+        RecordError: no point in common. Refused: `alpha` is no chance.
     """
+    require_alpha(alpha)
     sides = [_iterations(a), _iterations(b)]
     shared = [point for point in sides[0] if point in sides[1]]
     if not shared:
@@ -89,8 +85,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.Dat
         for point in shared
     ]
     table = pd.DataFrame(rows)
-    different = _holm(table["p_value"].to_numpy(), alpha) & (table["change_percent"] != 0)
-    table["verdict"] = np.where(different, np.where(table["change_percent"] < 0, "faster", "slower"), "same")
+    table["verdict"] = verdicts(table, alpha=alpha)
+    table = table.drop(columns="least_p")
     for name, side, points in (("a", a, sides[0]), ("b", b, sides[1])):
         table.attrs |= {f"only_{name}": len(points) - len(shared), f"origin_{name}": provenance_of(side)}
     return table
@@ -112,7 +108,7 @@ def _apart(a: pd.DataFrame, b: pd.DataFrame) -> str:
 
 def _change(a: np.ndarray, b: np.ndarray, alpha: float) -> dict[str, float]:
     before, after = float(np.median(a)), float(np.median(b))
-    low, high = change_interval(a, b, alpha=alpha)
+    low, high = ratio_interval(a, b, alpha=alpha)
     return {
         "p50_us_a": before,
         "p50_us_b": after,
@@ -120,13 +116,22 @@ def _change(a: np.ndarray, b: np.ndarray, alpha: float) -> dict[str, float]:
         "low_percent": 100 * (low - 1),
         "high_percent": 100 * (high - 1),
         "p_value": p_value(a, b),
+        "least_p": least_p(len(a), len(b)),
     }
 
 
-def _holm(p: np.ndarray, alpha: float) -> np.ndarray:
-    """Which hypotheses fall, from the smallest p on, each against a stricter share of `alpha` (Holm 1979)."""
-    order = np.argsort(p, kind="stable")
-    passes = p[order] < alpha / np.arange(len(p), 0, -1)
-    fallen = np.zeros(len(p), dtype=bool)
-    fallen[order] = np.logical_and.accumulate(passes)
-    return fallen
+def verdicts(table: pd.DataFrame, *, alpha: float) -> np.ndarray:
+    """`faster`, `slower`, `same` or `too few samples` for each row of `p_value`, `least_p` and `change_percent`.
+
+    Holm's step-down test (Holm 1979): from the smallest p on, each against a less strict share of `alpha`, up to the
+    first that does not fall below its share. A row that falls nowhere has too few samples if the least p that its
+    counts allow would not have fallen below that share either.
+    """
+    p = table["p_value"].to_numpy()
+    ordered, shares = np.sort(p), alpha / np.arange(len(p), 0, -1)
+    fallen = int(np.logical_and.accumulate(ordered < shares).sum())
+    share = shares[min(fallen, len(p) - 1)]
+    different = p <= ordered[fallen - 1] if fallen else np.zeros(len(p), dtype=bool)
+    change = table["change_percent"].to_numpy()
+    moved = np.select([different & (change < 0), different & (change > 0)], ["faster", "slower"], "same")
+    return np.where(~different & (table["least_p"].to_numpy() >= share), TOO_FEW, moved)
