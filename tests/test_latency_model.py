@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from mnnvl_lab import checkout, recorded, records
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab.errors import RecordError, Refused
+from mnnvl_lab.latency_model import solve
 from mnnvl_lab.latency_model.data import gpu_count
-from mnnvl_lab.latency_model.fit import levenberg_marquardt
 from mnnvl_lab.latency_model.work import per_gpu
 from mnnvl_lab.plots.prediction import prediction_errors
 from tools import judge, latency_report, predict
 
 MEDIANS = Path(__file__).parent / "data" / "graph_medians.csv"  # two H100 over NVLink, November 2026
 SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
+SETS = sorted(path for path in (checkout.DATA / "predictions").iterdir() if path.is_dir())
+FIRST_SET = {"model.json": "6b7417cdcd43", "nvlink-h100-ep4.csv": "45f696b3497c", "nvlink-h100-ep8.csv": "f5fccbe6cc6c"}
 
 
 def point(**changes) -> lm.Point:
@@ -32,6 +34,11 @@ def point(**changes) -> lm.Point:
 def observed() -> list[lm.Observation]:
     rows = pd.read_csv(MEDIANS).to_dict("records")
     return [lm.Observation.of(point(**row), latency_us) for row in rows for latency_us in [row.pop("latency_us")]]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, lm.LatencyModel]:
+    return {model.mode: model for model in latency_report.fitted()[0]}
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +100,6 @@ class TestWork:
 
 
 class TestFit:
-    def test_least_squares_of_a_known_curve(self):
-        x = np.linspace(0.1, 3, 30)
-        y = 2.0 * np.exp(-1.5 * x) + 0.3
-        found = levenberg_marquardt(lambda p: p[0] * np.exp(-p[1] * x) + p[2] - y, np.array([1.0, 1.0, 0.0]))
-        assert found == pytest.approx([2.0, 1.5, 0.3], abs=1e-4)
-
     @pytest.mark.parametrize("mode", list(lm.TERMS))
     def test_points_of_a_known_model_are_predicted(self, mode):
         truth = {p.name: p.prior * p.factor**0.7 for p in lm.TERMS[mode].parameters}
@@ -157,6 +158,69 @@ class TestFit:
             lm.fit(observed[:2])
         with pytest.raises(Refused, match="of mode two_sided"):
             lm.fit(observed[:6]).predict(point(mode="two_sided"))
+
+
+class TestMinima:
+    """The records that the committed predictions were fitted to; one start finds a worse minimum of both NCCL modes."""
+
+    @staticmethod
+    def problem(model) -> solve.Problem:
+        recorded_logs = np.log([o.latency_us for o in model.observations])
+        works = [o.work for o in model.observations]
+        return solve.Problem(terms=model.terms, works=works, recorded=recorded_logs)
+
+    @pytest.mark.parametrize(("mode", "one_start"), [("allgather_reducescatter", 10.65), ("all_to_all", 17.04)])
+    def test_the_fit_is_better_than_that_from_the_priors_alone(self, models, mode, one_start):
+        problem = self.problem(models[mode])
+        alone = solve.least_squares(problem.residuals(), problem.prior, x_scale=problem.width)
+        assert models[mode].optima[0].objective < 2 * alone.cost - 1
+        assert models[mode].optima[0].objective < one_start - 1
+
+    @pytest.mark.parametrize("mode", list(lm.TERMS))
+    def test_other_starting_points_find_nothing_better(self, models, mode):
+        problem = self.problem(models[mode])
+        others = solve.minima(problem, solve.starting_points(problem, starts=200, seed=7))
+        assert models[mode].optima[0].objective == pytest.approx(others[0].objective, abs=0.01)
+
+    @pytest.mark.parametrize("mode", list(lm.TERMS))
+    def test_each_rival_fits_as_well_and_is_in_the_range_that_the_table_gives(self, models, mode):
+        model = models[mode]
+        residuals, table = self.problem(model).residuals(), model.table()
+        found = solve.rivals(model.optima)
+        for optimum in found:
+            r = residuals(optimum.logs)
+            assert r @ r == pytest.approx(optimum.objective)
+            assert optimum.objective - model.optima[0].objective <= solve.RIVAL
+        values = np.exp([o.logs for o in found])
+        assert table["low"].tolist() == pytest.approx(values.min(axis=0))
+        assert table["high"].tolist() == pytest.approx(values.max(axis=0))
+        assert table["value"].tolist() == pytest.approx(values[0])
+
+    def test_a_rate_that_several_minima_disagree_about_is_shown_as_uncertain(self, models):
+        """13 points do not say whether NCCL's low-latency protocol moves 37 or 92 GB/s."""
+        row = models["all_to_all"].table().set_index("parameter").loc["eager_gigabytes_per_s"]
+        assert row["high"] / row["low"] > 2
+        assert (models["one_sided"].table()["low"] == models["one_sided"].table()["high"]).all()
+
+    def test_an_interval_holds_what_every_rival_predicts(self, models):
+        model = models["all_to_all"]
+        for tokens in (1, 128, 4096):
+            p = point(mode="all_to_all", ep_size=4, tokens=tokens)
+            log = solve.log_latencies(model.terms, [lm.work_of(p)])
+            predicted = model.predict(p)
+            for optimum in solve.rivals(model.optima):
+                assert predicted.low_us < np.exp(log(optimum.logs)[0]) < predicted.high_us
+
+    def test_a_fit_repeats_to_the_last_digit(self, models):
+        again = lm.fit(models["all_to_all"].observations)
+        assert again.minima().equals(models["all_to_all"].minima())
+
+    def test_works_of_several_rounds_are_computed_together(self):
+        works = [lm.work_of(point(mode="two_sided", tokens=tokens)) for tokens in (1, 100, 4096)]
+        for terms in lm.TERMS.values():
+            values = {p.name: p.prior for p in terms.parameters}
+            together = terms.latency_us(values, solve.stacked(works))
+            assert together == pytest.approx([terms.latency_us(values, work) for work in works])
 
 
 @settings(max_examples=20)
@@ -270,16 +334,49 @@ class TestJudge:
         with pytest.raises(Refused, match="kind 'prediction'"):
             lm.judged(eight, lm.observations(samples(eight)))
 
-    def test_the_committed_predictions_can_be_judged(self, eight, tmp_path, capsys):
+    def test_every_committed_set_of_predictions_is_judged(self, eight, tmp_path, capsys):
         path = records.save(samples(eight), tmp_path / "eight.parquet")
         assert judge.main([str(path)]) == 0
-        text = capsys.readouterr().out
-        with (checkout.DATA / "predictions" / "nvlink-h100-ep8.csv").open() as lines:
-            line = next(line for line in lines if line.startswith("prediction,one_sided,8,4096,7168,256,8,bf16"))
-        predicted_us = float(line.split(",")[-4])
-        assert f"| one_sided | 4096 | bf16 | 1000.0 | {predicted_us:.1f} |" in text
-        assert "0 recorded points were not predicted" in text
-        assert judge.main([str(checkout.DATA / f"{latency_report.PAIR}.parquet")]) == 1
+        sections = capsys.readouterr().out.split("\n## ")[1:]
+        assert len(sections) == len(SETS)
+        for folder, text in zip(SETS, sections, strict=True):
+            table = pd.read_csv(folder / "nvlink-h100-ep8.csv")
+            (row,) = table.query("mode == 'one_sided' and tokens == 4096 and format == 'bf16'").to_dict("records")
+            assert text.startswith(folder.name)
+            assert f"| one_sided | 4096 | bf16 | 1000.0 | {row['predicted_us']:.1f} |" in text
+            assert "0 recorded points were not predicted" in text
+
+    def test_what_cannot_be_judged_is_said(self, tmp_path, capsys):
+        pair = str(checkout.DATA / f"{latency_report.PAIR}.parquet")
+        assert judge.main([pair]) == 1
+        assert judge.main([pair, "--predictions", str(tmp_path)]) == 1
+        assert "no CSV files" in capsys.readouterr().err
+
+
+class TestCommitted:
+    """What `data/predictions/` says of itself."""
+
+    @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+    def test_each_set_names_the_records_it_was_fitted_to(self, folder):
+        about = json.loads((folder / "model.json").read_text())
+        names = {f"{name}.parquet": checkout.DATA / f"{name}.parquet" for name in latency_report.FITTED_TO}
+        assert {o["file"]: o["sha256"] for o in about["training"]} == {n: predict.sha256(p) for n, p in names.items()}
+        assert about["created_at"].startswith(folder.name[:10])
+
+    def test_the_latest_set_is_what_the_model_predicts(self, models):
+        for ep_size in latency_report.PREDICTED:
+            committed = pd.read_csv(latency_report.LATEST / f"nvlink-h100-ep{ep_size}.csv")
+            made = predict.predictions(
+                list(models.values()), ep_size=ep_size, tokens=predict.TOKENS, model="deepseek-v3"
+            )
+            for name in ("predicted_us", "low_us", "high_us"):
+                assert committed[name].to_numpy() == pytest.approx(made[name].to_numpy(), rel=1e-3), name
+
+    def test_the_first_set_is_as_it_was_before_anything_was_measured(self):
+        """Its digests, from the commit that brought it."""
+        first = checkout.DATA / "predictions" / "2026-11-24-one-start"
+        digests = {path.name: predict.sha256(path)[:12] for path in sorted(first.iterdir())}
+        assert digests == FIRST_SET
 
 
 class TestReport:
@@ -308,10 +405,7 @@ class TestReport:
             assert set(names) <= set(latency_report.PARTS)
             assert all(f"<!-- /{name} -->" in text for name in names)
 
-    def test_the_fit_is_that_of_the_committed_predictions(self):
-        about = json.loads((checkout.DATA / "predictions" / "model.json").read_text())
-        names = {f"{name}.parquet": checkout.DATA / f"{name}.parquet" for name in latency_report.FITTED_TO}
-        assert {o["file"]: o["sha256"] for o in about["training"]} == {n: predict.sha256(p) for n, p in names.items()}
+    def test_later_records_do_not_enter_the_fit(self):
         assert not set(latency_report.FITTED_TO) & set(latency_report.RECORDED_LATER)
 
     def test_a_round_is_its_bytes_and_what_they_leave(self):

@@ -1,4 +1,4 @@
-"""Hold the committed predictions against records made after them, and print the errors as they are.
+"""Compare each committed set of predictions with records made after it, and print the errors as they are.
 
 python -m tools.judge data/h100x8_nvlink_ep8_bf16.parquet data/h100x8_nvlink_ep8_fp8.parquet
 """
@@ -14,7 +14,7 @@ import pandas as pd
 
 from mnnvl_lab import checkout, records
 from mnnvl_lab import latency_model as lm
-from mnnvl_lab.errors import LabError
+from mnnvl_lab.errors import LabError, Refused
 from tools.pages import markdown
 
 PREDICTIONS = checkout.DATA / "predictions"
@@ -24,20 +24,35 @@ SHOWN = ("mode", "tokens", "format", "latency_us", "predicted_us", "low_us", "hi
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.judge", description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", type=Path, help="record files of points that were predicted")
-    parser.add_argument("--predictions", type=Path, default=PREDICTIONS, help="folder of the predictions' CSV files")
+    parser.add_argument(
+        "--predictions", type=Path, default=PREDICTIONS, help="folder of one set of predictions, or of several"
+    )
     chosen = parser.parse_args(arguments)
     try:
         tables = [records.load(path) for path in chosen.records]
         observations = [o for table in tables for o in lm.observations(table)]
-        predictions = pd.concat([pd.read_csv(path) for path in sorted(chosen.predictions.glob("*.csv"))])
-        judged = lm.judged(predictions, observations)
+        judged = {name: lm.judged(table, observations) for name, table in prediction_sets(chosen.predictions).items()}
     except LabError as reason:
         print(f"tools.judge: {reason}", file=sys.stderr)
         return 1
-    print(f"predicted for H100; recorded on {', '.join(dict.fromkeys(map(_device, tables)))}\n")
-    print(markdown(judged[list(SHOWN)]), markdown(lm.score(judged)), sep="\n\n")
-    print(f"\n{len(observations) - len(judged)} recorded points were not predicted, by their routing or format")
+    print(f"predicted for H100; recorded on {', '.join(dict.fromkeys(map(_device, tables)))}")
+    for name, table in judged.items():
+        print(f"\n## {name}", markdown(table[list(SHOWN)]), markdown(lm.score(table)), sep="\n\n")
+        print(f"\n{len(observations) - len(table)} recorded points were not predicted, by their routing or format")
     return 0
+
+
+def prediction_sets(folder: Path) -> dict[str, pd.DataFrame]:
+    """The predictions of a folder by name of the set: the folder's own CSV files, or one set per subfolder.
+
+    Raises:
+        Refused: no CSV files.
+    """
+    files = {path: sorted(path.glob("*.csv")) for path in (folder, *sorted(folder.glob("*/")))}
+    found = {path.name: pd.concat(map(pd.read_csv, csvs)) for path, csvs in files.items() if csvs}
+    if not found:
+        raise Refused(f"{folder}: no CSV files: give a folder that tools.predict wrote, or one that holds such folders")
+    return found
 
 
 def _device(table: pd.DataFrame) -> str:

@@ -30,7 +30,8 @@ from tools.pages import DOCS, markdown, save_figure
 PAIR = "h100x2_nvlink_ep2_bf16"
 PREDICTED = (4, 8)
 FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
-"""As `data/predictions/model.json` says: what was recorded later tests the model and never enters it."""
+"""As `model.json` of each set of predictions says: what was recorded later tests the model and never enters it."""
+LATEST = checkout.DATA / "predictions" / "2026-11-26-many-starts"
 RECORDED_LATER = (
     "h100x2_nvlink_ep2_fp8",
     "h100x2_shared_ep4_fp8",

@@ -1,6 +1,6 @@
-"""Predict layouts that were not measured, and say from what: `data/predictions/`.
+"""Predict layouts that were not measured, and say from what: one folder of `data/predictions/`.
 
-python -m tools.predict data/*.parquet --out data/predictions
+python -m tools.predict data/*.parquet --out data/predictions/2026-11-26-many-starts
 
 The model is fitted to uniform routing in bf16; what else was recorded, of other routings and formats, tests it. Points
 of the layouts that are predicted are used for neither, so what is written stays a prediction after they have been
@@ -78,6 +78,7 @@ def about(
         "leave_one_out": errors(pd.concat([lm.leave_one_out(model.observations) for model in models])),
         "held_out": errors(pd.concat([lm.held_against(model, tests) for model in models])) if tests else [],
         "parameters": {model.mode: model.table().round(4).to_dict("records") for model in models},
+        "minima": {model.mode: model.minima().drop(columns="mode").round(4).to_dict("records") for model in models},
     }
 
 
@@ -107,7 +108,7 @@ def read(paths: Sequence[Path]) -> dict[Path, list[lm.Observation]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", type=Path, help="record files to fit the model to")
-    parser.add_argument("--out", type=Path, default=Path("data/predictions"))
+    parser.add_argument("--out", type=Path, default=Path("out/predictions"))
     parser.add_argument("--ep-sizes", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--model", default="deepseek-v3")

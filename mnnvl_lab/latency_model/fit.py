@@ -1,23 +1,31 @@
 """Fit a mode's parameters to recorded points, say how well they predict what was left out, and predict.
 
-The parameters are positive and the error that counts is relative, so both are taken as logarithms: Gauss-Newton with
-damping (Levenberg and Marquardt) on log-latencies, with the priors as further residuals.
+Least squares on log-latencies, with the priors as further residuals, from many starting points (`solve`). Where several
+minima fit equally well, the best one gives the value, and all of them widen what is said of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.latency_model.solve import (
+    Optimum,
+    Problem,
+    covariance,
+    jacobian,
+    log_latencies,
+    minima,
+    rivals,
+    starting_points,
+)
 from mnnvl_lab.latency_model.terms import TERMS, Terms
 from mnnvl_lab.latency_model.work import Point, Work, work_of
 
-MODEL_ERROR = 0.05
-"""Relative error that a model this small is expected to have: what data weigh against priors."""
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.96
 
@@ -51,14 +59,14 @@ class LatencyModel:
 
     Attributes:
         mode: of `TERMS`.
-        logs: logarithms of the parameters, in the order of `TERMS[mode].parameters`.
-        covariance: of `logs`.
+        optima: distinct local minima that the starting points led to, best first.
+        covariance: of the best one's log-parameters.
         error: relative error (of the logarithm, root mean square) of points that were left out of the fit.
         observations: what it was fitted to.
     """
 
     mode: str
-    logs: np.ndarray
+    optima: tuple[Optimum, ...]
     covariance: np.ndarray
     error: float
     observations: tuple[Observation, ...]
@@ -67,45 +75,64 @@ class LatencyModel:
     def terms(self) -> Terms:
         return TERMS[self.mode]
 
+    @property
+    def logs(self) -> np.ndarray:
+        """Logarithms of the best parameters, in the order of `TERMS[mode].parameters`."""
+        return self.optima[0].logs
+
     def predict(self, point: Point) -> Prediction:
-        """The latency of a round, with the interval that parameters and model error leave open.
+        """The latency of a round, with the interval that parameters, rival minima and model error leave open.
 
         Raises:
             Refused: the point is of another mode.
         """
         if point.mode != self.mode:
             raise Refused(f"point is of mode {point.mode}: this model was fitted to {self.mode}; fit one of that mode")
-        work = work_of(point)
-        log = _log_latencies(self.terms, [work])
-        slope = _jacobian(log, self.logs)[0]
+        log = log_latencies(self.terms, [work_of(point)])
+        slope = jacobian(log, self.logs)[0]
         spread = NORMAL_QUANTILE * float(np.sqrt(slope @ self.covariance @ slope + self.error**2))
-        middle = float(log(self.logs)[0])
-        low, latency, high = np.exp([middle - spread, middle, middle + spread])
+        middles = [float(log(optimum.logs)[0]) for optimum in rivals(self.optima)]
+        low, latency, high = np.exp([min(middles) - spread, middles[0], max(middles) + spread])
         return Prediction(point=point, latency_us=float(latency), low_us=float(low), high_us=float(high))
 
     def table(self) -> pd.DataFrame:
-        """The parameters: `parameter, value, factor, prior, prior_factor, from_data, meaning`.
+        """The parameters: `parameter, value, factor, low, high, prior, prior_factor, from_data, meaning`.
 
-        Factors are one standard deviation. `from_data` is the share of the prior's variance that the records removed:
-        1 where they determine the parameter, 0 where all that is known of it is the prior.
+        Factors are one standard deviation. `low` and `high` are the least and greatest value among minima that fit as
+        well (`solve.RIVAL`): equal where there is one minimum. `from_data` is the share of the prior's variance that
+        the records removed near the best minimum: 1 where they determine the parameter, 0 where all that is known of
+        it is the prior.
         """
         variances = np.diag(self.covariance)
+        values = np.exp([optimum.logs for optimum in rivals(self.optima)])
         return pd.DataFrame(
             {
                 "parameter": p.name,
-                "value": float(np.exp(log)),
+                "value": float(column[0]),
                 "factor": float(np.exp(np.sqrt(variance))),
+                "low": float(column.min()),
+                "high": float(column.max()),
                 "prior": p.prior,
                 "prior_factor": p.factor,
                 "from_data": float(1 - variance / np.log(p.factor) ** 2),
                 "meaning": p.meaning,
             }
-            for p, log, variance in zip(self.terms.parameters, self.logs, variances, strict=True)
+            for p, column, variance in zip(self.terms.parameters, values.T, variances, strict=True)
+        )
+
+    def minima(self) -> pd.DataFrame:
+        """The distinct minima, best first: `mode, objective, behind` (the best one), then the parameters by name."""
+        names = [p.name for p in self.terms.parameters]
+        best = self.optima[0].objective
+        return pd.DataFrame(
+            {"mode": self.mode, "objective": o.objective, "behind": o.objective - best}
+            | dict(zip(names, np.exp(o.logs).tolist(), strict=True))
+            for o in self.optima
         )
 
 
 def fit(observations: Sequence[Observation]) -> LatencyModel:
-    """Fit one mode.
+    """Fit one mode, from many seeded starting points.
 
     Args:
         observations: of one mode, three or more.
@@ -120,13 +147,13 @@ def fit(observations: Sequence[Observation]) -> LatencyModel:
             "one mode; measure more, or fit the modes one by one"
         )
     (mode,) = modes
-    logs, covariance = _solve(TERMS[mode], observations)
-    error = np.sqrt(np.mean(_left_out_logs(TERMS[mode], observations) ** 2))
+    problem = _problem(TERMS[mode], observations)
+    optima = minima(problem, starting_points(problem))
     return LatencyModel(
         mode=mode,
-        logs=logs,
-        covariance=covariance,
-        error=float(error),
+        optima=tuple(optima),
+        covariance=covariance(problem, optima[0].logs),
+        error=float(np.sqrt(np.mean(_left_out_logs(problem, optima) ** 2))),
         observations=tuple(observations),
     )
 
@@ -135,13 +162,14 @@ def leave_one_out(observations: Sequence[Observation]) -> pd.DataFrame:
     """Each point predicted by a fit to all the others of its mode.
 
     Returns:
-        A row a point: `mode, fabric, ep_size, ranks_per_gpu, tokens, format, routing, latency_us, predicted_us,
+        One row per point: `mode, fabric, ep_size, ranks_per_gpu, tokens, format, routing, latency_us, predicted_us,
         error_percent`.
     """
     rows = []
     for mode in dict.fromkeys(o.point.mode for o in observations):
         of_mode = [o for o in observations if o.point.mode == mode]
-        errors = _left_out_logs(TERMS[mode], of_mode)
+        problem = _problem(TERMS[mode], of_mode)
+        errors = _left_out_logs(problem, minima(problem, starting_points(problem)))
         rows += [_error_row(o, float(error)) for o, error in zip(of_mode, errors, strict=True)]
     return pd.DataFrame(rows)
 
@@ -149,7 +177,7 @@ def leave_one_out(observations: Sequence[Observation]) -> pd.DataFrame:
 def held_against(model: LatencyModel, observations: Sequence[Observation]) -> pd.DataFrame:
     """What the model makes of points that it was not fitted to, of its mode; columns as `leave_one_out`."""
     of_mode = [o for o in observations if o.point.mode == model.mode]
-    predicted = _log_latencies(model.terms, [o.work for o in of_mode])(model.logs)
+    predicted = log_latencies(model.terms, [o.work for o in of_mode])(model.logs)
     return pd.DataFrame([_error_row(o, log - np.log(o.latency_us)) for o, log in zip(of_mode, predicted, strict=True)])
 
 
@@ -163,66 +191,16 @@ def _error_row(observation: Observation, log_error: float) -> dict[str, object]:
     }
 
 
-def _left_out_logs(terms: Terms, observations: Sequence[Observation]) -> np.ndarray:
-    """log(predicted / recorded) of each point, from a fit without it."""
-    start, _ = _solve(terms, observations)
-    errors = []
-    for i, left_out in enumerate(observations):
-        others = [*observations[:i], *observations[i + 1 :]]
-        logs, _ = _solve(terms, others, start=start)
-        predicted = _log_latencies(terms, [left_out.work])(logs)[0]
-        errors.append(predicted - np.log(left_out.latency_us))
-    return np.array(errors)
-
-
-def _log_latencies(terms: Terms, works: Sequence[Work]) -> Callable[[np.ndarray], np.ndarray]:
-    names = [p.name for p in terms.parameters]
-
-    def logs_of(logs: np.ndarray) -> np.ndarray:
-        values = dict(zip(names, np.exp(logs), strict=True))
-        return np.log([terms.latency_us(values, work) for work in works])
-
-    return logs_of
-
-
-def _solve(
-    terms: Terms, observations: Sequence[Observation], *, start: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Most likely log-parameters and their covariance."""
-    prior = np.log([p.prior for p in terms.parameters])
-    width = np.log([p.factor for p in terms.parameters])
+def _problem(terms: Terms, observations: Sequence[Observation]) -> Problem:
     recorded = np.log([o.latency_us for o in observations])
-    model = _log_latencies(terms, [o.work for o in observations])
-
-    def residuals(logs: np.ndarray) -> np.ndarray:
-        return np.concatenate([(model(logs) - recorded) / MODEL_ERROR, (logs - prior) / width])
-
-    best = levenberg_marquardt(residuals, prior if start is None else start)
-    slopes = _jacobian(residuals, best)
-    return best, np.linalg.inv(slopes.T @ slopes)
+    return Problem(terms=terms, works=[o.work for o in observations], recorded=recorded)
 
 
-def levenberg_marquardt(
-    residuals: Callable[[np.ndarray], np.ndarray], start: np.ndarray, *, steps: int = 60
-) -> np.ndarray:
-    """Where the sum of squared residuals is least, near `start` (Marquardt 1963)."""
-    x, damping = np.array(start, dtype=float), 1e-2
-    r = residuals(x)
-    slopes = _jacobian(residuals, x)
-    for _ in range(steps):
-        normal = slopes.T @ slopes
-        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -slopes.T @ r)
-        tried = residuals(x + step)
-        if tried @ tried < r @ r:
-            x, r, damping = x + step, tried, damping / 4
-            slopes = _jacobian(residuals, x)
-        else:
-            damping *= 4
-        if np.abs(step).max() < 1e-6:
-            break
-    return x
-
-
-def _jacobian(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, *, width: float = 1e-4) -> np.ndarray:
-    steps = np.eye(len(x)) * width
-    return np.stack([(function(x + step) - function(x - step)) / (2 * width) for step in steps], axis=1)
+def _left_out_logs(problem: Problem, optima: Sequence[Optimum]) -> np.ndarray:
+    """log(predicted / recorded) of each point, from a fit without it that starts at every minimum of the whole fit."""
+    starts = np.array([problem.prior, *(optimum.logs for optimum in optima)])
+    errors = []
+    for index, work in enumerate(problem.works):
+        best = minima(problem.without(index), starts)[0]
+        errors.append(log_latencies(problem.terms, [work])(best.logs)[0] - problem.recorded[index])
+    return np.array(errors)

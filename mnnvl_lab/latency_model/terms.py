@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from types import MappingProxyType
+
+import numpy as np
 
 from mnnvl_lab.latency_model.work import Work
 
@@ -44,7 +47,7 @@ class Terms:
 
     Attributes:
         parameters: in order.
-        latency_us: of a round, from parameter values by name and the work.
+        latency_us: of a round, from parameter values by name and the work; of several rounds at once for stacked work.
     """
 
     parameters: tuple[Parameter, ...]
@@ -68,8 +71,8 @@ def one_sided(p: Mapping[str, float], w: Work) -> float:
     rows_us = w.targets * p["row_us"]
     return (
         _fixed_us(p, w, kernels=ONE_SIDED_KERNELS, syncs=ONE_SIDED_SYNCS)
-        + max(rows_us, _link_us(p, w.dispatch_link_bytes), _memory_us(p, w.dispatch_memory_bytes))
-        + max(rows_us, _link_us(p, w.combine_link_bytes), _memory_us(p, w.combine_memory_bytes))
+        + _largest(rows_us, _link_us(p, w.dispatch_link_bytes), _memory_us(p, w.dispatch_memory_bytes))
+        + _largest(rows_us, _link_us(p, w.combine_link_bytes), _memory_us(p, w.combine_memory_bytes))
         + _memory_us(p, w.staged_bytes)
     )
 
@@ -82,7 +85,7 @@ def two_sided(p: Mapping[str, float], w: Work) -> float:
     fixed_us = _fixed_us(p, w, kernels=TWO_SIDED_KERNELS, syncs=TWO_SIDED_SYNCS)
     packets_us = w.peer_packets * p["stream_us"] + w.rank_packets * p["packet_us"]
     link_us = _link_us(p, w.dispatch_link_bytes) + _link_us(p, w.combine_link_bytes)
-    return fixed_us + max(p["fifo_us"], packets_us, link_us) + _memory_us(p, w.slot_bytes)
+    return fixed_us + _largest(p["fifo_us"], packets_us, link_us) + _memory_us(p, w.slot_bytes)
 
 
 def allgather_reducescatter(p: Mapping[str, float], w: Work) -> float:
@@ -100,13 +103,18 @@ def _nccl_us(p: Mapping[str, float], w: Work, size_bytes: float) -> float:
     """NCCL's choice: a protocol of low latency that sends flags among the data, or one of high bandwidth."""
     eager_us = p["eager_us"] + size_bytes / (p["eager_gigabytes_per_s"] * BYTES_PER_US)
     bulk_us = p["bulk_us"] + size_bytes / (p["bulk_gigabytes_per_s"] * BYTES_PER_US)
-    return min(eager_us, bulk_us) + (w.peers - 1) * p["hop_us"]
+    return np.minimum(eager_us, bulk_us) + (w.peers - 1) * p["hop_us"]
 
 
 def _fixed_us(p: Mapping[str, float], w: Work, *, kernels: int, syncs: int) -> float:
     """What a round takes that moves next to nothing."""
     sync_us = p["flag_us"] + (w.rank_doublings - 1) * p["fan_us"]
     return kernels * p["launch_us"] + syncs * sync_us + w.sharing_doublings * p["sharing_us"]
+
+
+def _largest(*times_us: float) -> float:
+    """Of times of one round, or of each of several rounds."""
+    return reduce(np.maximum, times_us)
 
 
 def _link_us(p: Mapping[str, float], size_bytes: float) -> float:

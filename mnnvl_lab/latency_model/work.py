@@ -6,7 +6,8 @@ it belongs to a rank's kernels (rows, packets).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from math import log2
 
 import numpy as np
@@ -67,7 +68,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Counts of one round.
+    """Counts of one round, or arrays with one entry per round (`stacked`).
 
     Attributes:
         peers: R - 1.
@@ -118,6 +119,11 @@ def work_of(point: Point) -> Work:
         **_packets(point, rows_RR),
         **_collective_bytes(point, rows_RR),
     )
+
+
+def stacked(works: Sequence[Work]) -> Work:
+    """The counts of several rounds as arrays, so that their latencies are computed together."""
+    return Work(**{f.name: np.array([getattr(work, f.name) for work in works], dtype=float) for f in fields(Work)})
 
 
 def _gpu_bytes(point: Point, rows_RR: np.ndarray) -> dict[str, float]:
