@@ -1,0 +1,25 @@
+"""Model checking of the protocols: every interleaving of a few ranks, tokens and rounds, with delayed stores.
+
+`search(OneSided(...).protocol)` returns the shortest sequence of steps that goes wrong, or says that none does.
+"""
+
+from mnnvl_lab.model_check.one_sided import MISTAKES, OneSided, Round
+from mnnvl_lab.model_check.protocol import Memory, Protocol, Step, Violation
+from mnnvl_lab.model_check.search import Event, Result, search
+from mnnvl_lab.model_check.two_sided import FIFO_MISTAKES, Prepare, TwoSidedFifo
+
+__all__ = [
+    "FIFO_MISTAKES",
+    "MISTAKES",
+    "Event",
+    "Memory",
+    "OneSided",
+    "Prepare",
+    "Protocol",
+    "Result",
+    "Round",
+    "Step",
+    "TwoSidedFifo",
+    "Violation",
+    "search",
+]
