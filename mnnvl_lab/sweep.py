@@ -41,6 +41,8 @@ def run(
         Refused: a point breaks a limit. WrongResult: a result differs from the oracle. RankError: a rank failed.
         RecordError: `out` exists and is not to be resumed, or another sweep is writing it.
     """
+    if ranks is not None:
+        ranks.require_open()
     origin = records.provenance(
         fabric=sweep.fabric,
         clocks=sweep.clocks,

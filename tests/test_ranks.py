@@ -1,8 +1,12 @@
 """Ranks on `host`: what comes back, what happens when a rank fails, and groups against the layout's arithmetic."""
 
+import dataclasses
+import functools
 import json
 import os
 import stat
+import threading
+import time
 
 import numpy as np
 import psutil
@@ -10,7 +14,9 @@ import pytest
 
 from mnnvl_lab.errors import RankError, RankTimeout, Refused
 from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure import Sampling, Sweep, measure
 from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.sweep import run
 from tests import ranks_helpers as on
 
 SQUARE = Layout(tp=2, dp=2)
@@ -185,3 +191,162 @@ def test_no_such_launcher_or_fabric():
         Ranks(SQUARE, launcher="pigeon")
     with pytest.raises(Refused, match="host, nvlink, shared_gpu"):
         Ranks(SQUARE, fabric="wool")
+
+
+CLOSED_USES = {
+    "run": lambda ranks: ranks.run(on.pid),
+    "run only": lambda ranks: ranks.run(on.pid, only=[0]),
+    "use the same": lambda ranks: ranks.use(ranks.layout),
+    "use another": lambda ranks: ranks.use(Layout(dp=2)),
+    "renew": lambda ranks: ranks.renew(),
+    "kill": lambda ranks: ranks.kill(0),
+    "stacks": lambda ranks: ranks.stacks(),
+    "examine": lambda ranks: ranks.examine(),
+    "with": lambda ranks: ranks.__enter__(),
+    "a point": lambda ranks: measure(next(QUICK.points()), ranks),
+    "a sweep": lambda ranks: run(QUICK, ranks=ranks, progress=False),
+}
+QUICK = Sweep(
+    layouts=(Layout(tp=2),),
+    tokens=(4, 8, 12),
+    modes=("one_sided",),
+    hidden=64,
+    experts=8,
+    top_k=2,
+    sampling=Sampling(warmup=0, min_samples=1, max_samples=1, budget_s=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def closed_ranks():
+    with Ranks(Layout(tp=2)) as ranks:
+        ranks.run(on.speak)
+    return ranks
+
+
+@pytest.mark.parametrize("use", CLOSED_USES.values(), ids=CLOSED_USES)
+def test_closed_ranks_are_refused_at_once_with_the_way_on(closed_ranks, use):
+    began_s = time.monotonic()
+    with pytest.raises(Refused, match=r"ranks are closed.*start new ones with Ranks\(layout\)"):
+        use(closed_ranks)
+    assert time.monotonic() - began_s < 1
+
+
+def test_closed_ranks_say_so_and_keep_what_was_printed(closed_ranks):
+    assert repr(closed_ranks) == "Ranks(DP 1 x PCP 1 x TP 2 = 2, host, closed)"
+    assert closed_ranks.closed
+    assert closed_ranks.output == ["rank 0 speaks\n", "rank 1 speaks\n"]
+    closed_ranks.close()
+
+
+def test_a_sweep_on_closed_ranks_leaves_no_file(closed_ranks, tmp_path):
+    with pytest.raises(Refused, match="closed"):
+        run(QUICK, ranks=closed_ranks, out=tmp_path / "out.parquet", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+WRONG_ARGUMENTS = {
+    "only beyond": (lambda ranks: ranks.run(on.pid, only=[9]), r"in only is 9: the layout has 4 ranks; pass .* 0 to 3"),
+    "only negative": (lambda ranks: ranks.run(on.pid, only=[-1]), r"in only is -1: the layout has 4 ranks"),
+    "only text": (lambda ranks: ranks.run(on.pid, only="01"), r"only is '01': it must be a list of ranks"),
+    "only a number": (lambda ranks: ranks.run(on.pid, only=2), r"only is 2: it must be a list of ranks.*only=\[0\]"),
+    "only nobody": (lambda ranks: ranks.run(on.pid, only=[]), r"only is empty: .* needs at least one rank"),
+    "only a truth": (lambda ranks: ranks.run(on.pid, only=[True]), r"in only is True"),
+    "kill beyond": (lambda ranks: ranks.kill(99), r"rank is 99: the layout has 4 ranks; pass an integer from 0 to 3"),
+    "kill a name": (lambda ranks: ranks.kill("0"), r"rank is '0'"),
+    "use None": (lambda ranks: ranks.use(None), r"layout is None: it must be a Layout; pass one, such as Layout\("),
+    "use a number": (lambda ranks: ranks.use(4), r"layout is 4: it must be a Layout"),
+    "use the class": (lambda ranks: ranks.use(Layout), r"it must be a Layout"),
+    "no time": (
+        lambda ranks: ranks.run(on.pid, timeout_s=0),
+        r"timeout_s is 0: it must be a number of seconds above 0",
+    ),
+    "no number": (lambda ranks: ranks.run(on.pid, timeout_s=float("nan")), r"timeout_s is nan: .* seconds above 0"),
+    "time as text": (lambda ranks: ranks.run(on.pid, round_limit_s="5"), r"round_limit_s is '5'"),
+    "no function": (lambda ranks: ranks.run(None), r"None is no function: pass one that a module defines"),
+    "half a function": (lambda ranks: ranks.run(functools.partial(on.echo, 1)), r"put it at the top level of a module"),
+    "what pickle refuses": (
+        lambda ranks: ranks.run(on.echo, lambda: 0),
+        r"cannot be sent .* arguments are pickled; pass",
+    ),
+    "a lock": (lambda ranks: ranks.run(on.echo, x=threading.Lock()), r"cannot be sent .* arguments are pickled; pass"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
+def test_wrong_arguments_are_refused_and_change_nothing(ranks, call, words):
+    before = repr(ranks), ranks.run(on.pid)
+    joins = ranks._joining.joins
+    with pytest.raises(Refused, match=words):
+        call(ranks)
+    assert (repr(ranks), ranks.run(on.pid)) == before
+    assert ranks._joining.joins == joins
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"layout": 4}, "layout is 4: it must be a Layout"),
+        ({"layout": None}, "layout is None"),
+        ({"fabric": ["host"]}, r"fabric \['host'\] is not known: .*host, nvlink, shared_gpu"),
+        ({"launcher": None}, "launcher None is not known: .*local, mpi, ssh, slurm"),
+        ({"start_timeout_s": -1}, "start_timeout_s is -1: .* above 0"),
+        ({"env": ["A=1"]}, r"env is \['A=1'\]: it must be a dict of strings, or a function"),
+        ({"env": {"A": 1}}, "env has 'A': 1: names and values must be strings"),
+        ({"env": lambda rank: {"A": rank}}, "env has 'A': 0: names and values must be strings"),
+        ({"launcher_options": {"MPI": 4}}, "launcher_options is .* a dict of dicts by class name"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(fields, words):
+    with pytest.raises(Refused, match=words):
+        Ranks(**{"layout": SQUARE} | fields)
+
+
+def test_a_layout_that_does_not_come_up_leaves_the_one_before(ranks, monkeypatch):
+    def no_more(*args, **kwargs):
+        raise RankTimeout(rank=4, phase="start", cause="not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks._cluster, "start", no_more)
+        with pytest.raises(RankTimeout, match="not today"):
+            ranks.use(Layout(dp=1 + len(ranks._crew.processes)))
+    assert ranks.layout == SQUARE
+    assert ranks.run(on.groups, ["ep"])[3] == {"ep": ((0, 1, 2, 3), (0, 1, 2, 3), 3)}
+
+
+def test_ranks_join_again_only_where_they_must(ranks):
+    """Counted, since a join is most of what another point on warm ranks costs."""
+    joins = ranks._joining.joins
+
+    def joined():
+        return ranks._joining.joins - joins
+
+    ranks.use(SQUARE)
+    run(dataclasses.replace(QUICK, layouts=(SQUARE,)), ranks=ranks, progress=False)
+    assert joined() == 0  # three points
+    run(dataclasses.replace(QUICK, layouts=(SQUARE, Layout(dp=4))), ranks=ranks, progress=False)
+    assert joined() == 1  # six points of two layouts
+    ranks.use(SQUARE)
+    assert joined() == 2
+    ranks.renew()
+    assert joined() == 3  # fresh groups are what it is for
+
+
+@pytest.mark.parametrize("spoil", [lambda ranks: ranks.run(on.fail_on, 1), lambda ranks: ranks.run(on.refuse)])
+def test_ranks_join_again_after_a_call_that_failed(ranks, spoil):
+    """It may have left a collective half-way: one rank has sent what another never took."""
+    joins = ranks._joining.joins
+    with pytest.raises((RankError, Refused)):
+        spoil(ranks)
+    ranks.use(SQUARE)
+    assert ranks._joining.joins == joins + 1
+
+
+def test_use_replaces_a_rank_that_died_unnoticed(ranks):
+    pids = ranks.run(on.pid)
+    psutil.Process(pids[2]).kill()
+    psutil.wait_procs([psutil.Process(pids[2])] if psutil.pid_exists(pids[2]) else [], timeout=5)
+    ranks.use(SQUARE)
+    after = ranks.run(on.pid)
+    assert after[2] != pids[2]
+    assert after[:2] + after[3:] == pids[:2] + pids[3:]

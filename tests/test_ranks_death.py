@@ -66,7 +66,7 @@ def test_a_rank_stuck_in_c_code_shows_its_stack_and_can_be_killed(ranks):
 
 
 def test_a_rank_that_cannot_leave_its_dead_peer_is_replaced_too(ranks, monkeypatch):
-    monkeypatch.setattr("mnnvl_lab.ranks.ranks.LEAVE_LIMIT_S", 0.5)
+    monkeypatch.setattr("mnnvl_lab.ranks.joining.LEAVE_LIMIT_S", 0.5)
     pids = ranks.run(on.pid)
     ranks.run(on.keep_what_waits)
     ranks.kill(3)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from mnnvl_lab.errors import Hang, RankDied
+from mnnvl_lab.errors import Hang, RankDied, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.postmortem.examine import examine
@@ -62,7 +63,7 @@ class Crew:
         Raises:
             RankDied, Hang, RankError: as in `Ranks.run`.
         """
-        futures = {rank: self._cluster.submit(self.processes[rank], *call) for rank, call in calls.items()}
+        futures = self._submit(calls)
         stall = self._stall(layout, round_limit_s)
         try:
             outcome = gather(self._cluster, futures, self.processes, timeout_s=timeout_s, stall=stall)
@@ -76,6 +77,19 @@ class Crew:
         raise_failures(outcome, phase=phase)
         self._cluster.forget(futures.values())
         return [outcome.values[rank] for rank in sorted(outcome.values)]
+
+    def _submit(self, calls: Mapping[int, tuple]) -> dict[int, Any]:
+        try:
+            return {rank: self._cluster.submit(self.processes[rank], *call) for rank, call in calls.items()}
+        except (
+            pickle.PicklingError,
+            AttributeError,
+            TypeError,
+        ) as error:  # what pickle raises, before anything is sent
+            raise Refused(
+                f"an argument cannot be sent to the ranks ({error}): arguments are pickled; pass values, arrays, "
+                "dataclasses or functions of a module instead"
+            ) from error
 
     def _read_output(self, futures: Mapping[int, Any], size: int) -> None:
         for future in futures.values():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import choose
 
 LOOPBACK = "127.0.0.1"
 STARTUP = "from mnnvl_lab.ranks.engine import Engine; engine = Engine()"
@@ -61,9 +61,7 @@ def require_launcher(name: str) -> Launcher:
     Raises:
         Refused: there is none.
     """
-    if name not in LAUNCHERS:
-        raise Refused(f"launcher is {name!r}: it must be one of {', '.join(LAUNCHERS)}")
-    return LAUNCHERS[name]
+    return LAUNCHERS[choose(name, LAUNCHERS, "launcher")]
 
 
 def common_environment(launcher: Launcher) -> dict[str, str]:

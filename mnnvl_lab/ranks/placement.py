@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import product
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, choose, shown
 from mnnvl_lab.layout import Layout
 
+FABRICS = ("host", "nvlink", "shared_gpu")
 MPS_CLIENTS = 48  # that one GPU serves at a time, from Volta on (NVIDIA's MPS documentation, "Limitations")
 
 
@@ -46,6 +47,15 @@ def place(layout: Layout, *, fabric: str, visible_gpus: int) -> Placement:
     return Placement(gpus=tuple(rank // ranks_per_gpu for rank in range(size)), ranks_per_gpu=ranks_per_gpu)
 
 
+def require_fabric(name: str) -> str:
+    """The fabric of that name, in any case.
+
+    Raises:
+        Refused: there is none.
+    """
+    return choose(name, FABRICS, "fabric")
+
+
 def nearest_layout(layout: Layout, *, capacity: int) -> Layout | None:
     """The layout of the most ranks, at most `capacity`, each of whose sizes divides that of `layout`.
 
@@ -64,7 +74,7 @@ def _capacity(fabric: str, visible_gpus: int) -> int:
         return visible_gpus
     if fabric == "shared_gpu":
         return visible_gpus * MPS_CLIENTS
-    raise Refused(f"fabric is {fabric!r}: it must be one of host, nvlink, shared_gpu")
+    raise Refused(f"fabric is {shown(fabric)}: it must be one of {', '.join(FABRICS)}; choose one of them")
 
 
 def _too_large(layout: Layout, *, fabric: str, visible_gpus: int, capacity: int) -> str:

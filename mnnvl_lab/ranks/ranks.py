@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
-from mnnvl_lab.errors import RankError, Refused
+from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
+from mnnvl_lab.ranks.arguments import (
+    require_environment,
+    require_importable,
+    require_layout,
+    require_options,
+    require_rank,
+    require_ranks,
+    require_seconds,
+)
 from mnnvl_lab.ranks.cluster import Cluster
 from mnnvl_lab.ranks.crew import Crew
 from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.ranks.joining import Environment, Joining
 from mnnvl_lab.ranks.kernels import compile_missing
-from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment, require_launcher
+from mnnvl_lab.ranks.launchers import require_launcher
 from mnnvl_lab.ranks.mps import GpuSharing
-from mnnvl_lab.ranks.placement import Placement, place
-from mnnvl_lab.ranks.rank import Seat
-
-LEAVE_LIMIT_S = 5.0
-
-Environment = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+from mnnvl_lab.ranks.placement import Placement, place, require_fabric
 
 
 class Ranks:
@@ -57,36 +60,52 @@ class Ranks:
         env: Environment | None = None,
         launcher_options: Mapping[str, Any] | None = None,
     ):
-        self.layout, self.fabric, self._placement = layout, fabric, Placement()
-        self._env, self._start_timeout_s = env or {}, start_timeout_s
-        self._met: Layout | None = None  # the layout in which the processes last joined
-        self._round = 0
-        if fabric != "host" and count_visible_gpus():
+        self.layout, self.fabric = require_layout(layout), require_fabric(fabric)
+        self._placement, env = _place(layout, self.fabric), require_environment({} if env is None else env)
+        chosen, start_timeout_s = require_launcher(launcher), require_seconds("start_timeout_s", start_timeout_s)
+        options = require_options(launcher_options)
+        if self.fabric != "host" and count_visible_gpus():
             compile_missing()
-        self._cluster = Cluster(
-            launcher=require_launcher(launcher),
-            options=dict(launcher_options or {}),
-            start_timeout_s=start_timeout_s,
-        )
+        self._cluster = Cluster(launcher=chosen, options=options, start_timeout_s=start_timeout_s)
         self._crew = Crew(self._cluster)
         self._sharing = GpuSharing(self._cluster.guard)
+        self._joining = Joining(
+            self._cluster, self._crew, self._sharing, fabric=self.fabric, env=env, start_timeout_s=start_timeout_s
+        )
         self._closer = weakref.finalize(self, _close, self._cluster, self._sharing)  # also at the interpreter's exit
         try:
-            self.use(layout)
+            self._bring_up()
         except BaseException:
             self.close()
             raise
 
     def __enter__(self):
+        self.require_open()
         return self
 
     def __exit__(self, *exc):
         self.close()
 
     def __repr__(self):
-        return (
-            f"Ranks({self.layout.arithmetic} = {self.size}, {self.fabric}, dead: {sorted(self._crew.dead) or 'none'})"
-        )
+        state = "closed" if self.closed else f"dead: {sorted(self._crew.dead) or 'none'}"
+        return f"Ranks({self.layout.arithmetic} = {self.size}, {self.fabric}, {state})"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the processes were ended by `close`; nothing but `layout`, `output` and `errors` is of use then."""
+        return not self._closer.alive
+
+    def require_open(self) -> None:
+        """Check that the ranks are still there.
+
+        Raises:
+            Refused: they were closed.
+        """
+        if self.closed:
+            raise Refused(
+                "these ranks are closed: their processes have ended; start new ones with Ranks(layout) "
+                "(in a notebook: run the cell that starts them again)"
+            )
 
     @property
     def size(self) -> int:
@@ -122,113 +141,90 @@ class Ranks:
 
         Raises:
             RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. A `LabError`
-            that all ranks raise alike is re-raised as it is. Refused: `fn` cannot be found by its name.
+            that all ranks raise alike is re-raised as it is. Refused: `fn` cannot be found by its name, an argument is
+            wrong or cannot be pickled, or the ranks are closed.
         """
-        _require_importable(fn)
-        if only is None and self._crew.dead:
-            self.renew()
-        ranks = sorted(range(self.size) if only is None else only)
+        self.require_open()
+        fn, ranks = require_importable(fn), require_ranks(only, self.size)
+        limits = {
+            name: require_seconds(name, value)
+            for name, value in (("timeout_s", timeout_s), ("round_limit_s", round_limit_s))
+        }
+        if not self._joining.joined or (only is None and self._crew.dead):
+            self._bring_up(anew=True)
         calls = dict.fromkeys(ranks, ("run", fn, args, kwargs))
-        return self._crew.ask(
-            calls, layout=self.layout, phase=fn.__name__, timeout_s=timeout_s, round_limit_s=round_limit_s
-        )
+        try:
+            return self._crew.ask(calls, layout=self.layout, phase=fn.__name__, **limits)
+        except BaseException:
+            self._joining.in_step = False
+            raise
 
     def use(self, layout: Layout) -> None:
         """Take another layout on the same processes. More ranks start more; spare ones stay idle.
 
-        Only where the layout needs another share of a GPU for each rank, which CUDA fixes for a process's life, all are
-        started anew.
+        Nothing is done where the ranks have that layout, all live and the last call succeeded. Only where the layout
+        needs another share of a GPU for each rank, which CUDA fixes for a process's life, all are started anew.
 
         Raises:
-            Refused: the fabric cannot carry the layout; the ranks stay as they are.
+            Refused: the fabric cannot carry the layout, or the ranks are closed; they stay as they are.
+            RankDied, RankTimeout: a process did not come up; the next call returns to the layout before.
         """
-        placement = place(layout, fabric=self.fabric, visible_gpus=0 if self.fabric == "host" else count_visible_gpus())
-        self.layout, self._placement = layout, placement
-        self._bring_up()
+        self.require_open()
+        before = self.layout, self._placement
+        self._placement = _place(require_layout(layout), self.fabric)
+        self.layout = layout
+        try:
+            self._bring_up()
+        except BaseException:
+            self.layout, self._placement = before
+            raise
 
     def renew(self) -> None:
-        """Start new processes for dead ranks; all ranks then meet in fresh groups."""
-        self._bring_up()
+        """Start new processes for dead ranks; all ranks then meet in fresh groups.
+
+        Raises:
+            Refused: the ranks are closed. RankDied, RankTimeout: a process did not come up.
+        """
+        self.require_open()
+        self._bring_up(anew=True)
 
     def kill(self, rank: int) -> None:
-        """Kill one rank's process."""
-        self._crew.kill([rank])
+        """Kill one rank's process.
+
+        Raises:
+            Refused: the layout has no such rank, or the ranks are closed.
+        """
+        self.require_open()
+        self._crew.kill([require_rank(rank, self.size)])
 
     def stacks(self) -> list[str]:
-        """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines."""
+        """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines.
+
+        Raises:
+            Refused: the ranks are closed.
+        """
+        self.require_open()
         return self._crew.stacks(range(self.size))
 
     def examine(self) -> Verdict:
-        """What each rank is doing and whom it waits for, read from outside; also while a call hangs."""
+        """What each rank is doing and whom it waits for, read from outside; also while a call hangs.
+
+        Raises:
+            Refused: the ranks are closed.
+        """
+        self.require_open()
         return self._crew.examine(self.layout)
 
     def close(self) -> None:
         """End every process, remove every file. Idempotent."""
         self._closer()
 
-    def _bring_up(self) -> None:
-        """Fill every place of the layout with a living process and let all meet."""
-        if self.fabric == "shared_gpu" and not self._sharing.suits(self._placement.ranks_per_gpu):
-            self._crew.kill(self._crew.processes)
-            self._sharing.change(self._placement.ranks_per_gpu)
-        if self._crew.vacant(self.size):
-            self._part()
-            vacant = self._crew.vacant(self.size)
-            self._crew.fill(vacant, self._cluster.start(len(vacant), env=self._common_env()))
-            self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, self._own_env(rank)) for rank in vacant})
-        self._join()
+    def _bring_up(self, *, anew: bool = False) -> None:
+        self._joining.bring_up(self.layout, self._placement, anew=anew)
 
-    def _part(self) -> None:
-        """Let the living leave their groups; one that cannot, because it still waits for a dead peer, is killed."""
-        if self._met is None:
-            return
-        living = sorted(self._crew.processes.keys() - self._crew.dead)
-        with suppress(RankError):
-            leave = dict.fromkeys(living, ("leave",))
-            self._crew.ask(leave, layout=self._met, phase="leave", timeout_s=LEAVE_LIMIT_S)
 
-    def _join(self) -> None:
-        self._round += 1
-        idle = range(self.size, len(self._crew.processes))
-        self._ask(dict.fromkeys(idle, ("leave",)))
-        [store] = self._ask({0: ("host_store", self._store_address())})
-        self._ask({rank: ("join", self._seat(rank, store)) for rank in range(self.size)})
-        self._met = self.layout
-
-    def _ask(self, calls: Mapping[int, tuple]) -> list:
-        return self._crew.ask(calls, layout=self.layout, phase="start", timeout_s=self._start_timeout_s)
-
-    def _store_address(self) -> str | None:
-        """Loopback where all ranks are on this machine; else whatever rank 0's machine calls itself."""
-        processes = [self._crew.processes[rank] for rank in range(self.size)]
-        hosts = sorted({process.host for process in processes})
-        if self.fabric == "host" and len(hosts) > 1:
-            raise Refused(
-                f"fabric host with ranks on {', '.join(hosts)}: they share memory, so they must be on one machine; "
-                "give the launcher one host, or use a GPU fabric"
-            )
-        return LOOPBACK if all(process.here for process in processes) else None
-
-    def _common_env(self) -> dict[str, str]:
-        return (
-            common_environment(self._cluster.launcher)
-            | self._sharing.env
-            | dict({} if callable(self._env) else self._env)
-        )
-
-    def _own_env(self, rank: int) -> dict[str, str]:
-        return dict(self._env(rank)) if callable(self._env) else {}
-
-    def _seat(self, rank: int, store: tuple[str, int]) -> Seat:
-        return Seat(
-            index=rank,
-            layout=self.layout,
-            fabric=self.fabric,
-            gpu=self._placement.gpu(rank),
-            store=store,
-            round=self._round,
-            segment_dir=self._cluster.segment_dir,
-        )
+def _place(layout: Layout, fabric: str) -> Placement:
+    return place(layout, fabric=fabric, visible_gpus=0 if fabric == "host" else count_visible_gpus())
 
 
 def _close(cluster: Cluster, sharing: GpuSharing) -> None:
@@ -236,13 +232,3 @@ def _close(cluster: Cluster, sharing: GpuSharing) -> None:
         cluster.close()
     finally:
         sharing.close()
-
-
-def _require_importable(fn: Callable) -> None:
-    """Notebooks pass values, never code: a rank imports the function by its name."""
-    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", repr(fn))
-    if module in (None, "__main__") or getattr(sys.modules.get(module), name, None) is not fn:
-        raise Refused(
-            f"function {name} of {module}: a rank must be able to import it by its name; "
-            "put it at the top level of a module and import it from there"
-        )

@@ -1,0 +1,130 @@
+"""Bringing up the processes of a layout and joining them in its groups, only as far as that is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from mnnvl_lab.errors import RankError, Refused
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.ranks.arguments import require_strings
+from mnnvl_lab.ranks.cluster import Cluster
+from mnnvl_lab.ranks.crew import Crew
+from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment
+from mnnvl_lab.ranks.mps import GpuSharing
+from mnnvl_lab.ranks.placement import Placement
+from mnnvl_lab.ranks.rank import Seat
+
+LEAVE_LIMIT_S = 5.0
+
+Environment = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+
+
+class Joining:
+    """Starts missing processes and joins all ranks of a layout in fresh groups.
+
+    Args:
+        cluster, crew, sharing: the processes, by rank, and what shares GPUs among them.
+        fabric: `host`, `nvlink` or `shared_gpu`.
+        env: as in `Ranks`.
+        start_timeout_s: limit of each step.
+
+    Attributes:
+        joined: whether the ranks are in the groups of the layout.
+        in_step: whether, besides, no failed call may have left a collective half-way.
+        joins: how often they have joined.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        crew: Crew,
+        sharing: GpuSharing,
+        *,
+        fabric: str,
+        env: Environment,
+        start_timeout_s: float,
+    ):
+        self._cluster, self._crew, self._sharing = cluster, crew, sharing
+        self._fabric, self._env, self._start_timeout_s = fabric, env, start_timeout_s
+        self._met: Layout | None = None  # the layout in which the processes last joined
+        self.joined = self.in_step = False
+        self.joins = 0
+
+    def bring_up(self, layout: Layout, placement: Placement, *, anew: bool = False) -> None:
+        """Give every rank of the layout a living process and let all meet.
+
+        Args:
+            anew: in fresh groups, also where they are together in this layout.
+
+        Raises:
+            RankDied, RankTimeout: a process did not come up. Refused: the ranks are on machines that share no memory.
+        """
+        if self._fabric == "shared_gpu" and not self._sharing.suits(placement.ranks_per_gpu):
+            self._crew.kill(self._crew.processes)
+            self._sharing.change(placement.ranks_per_gpu)
+        missing = self._crew.vacant(layout.world_size)
+        if not (anew or missing) and self.in_step and self._met == layout:
+            return
+        if missing:
+            self._leave()
+            self._start(self._crew.vacant(layout.world_size), layout)
+        self._join(layout, placement)
+
+    def _leave(self) -> None:
+        """Let the living leave their groups; one that cannot, because it still waits for a dead peer, is killed."""
+        self.joined = self.in_step = False
+        if self._met is None:
+            return
+        living = sorted(self._crew.processes.keys() - self._crew.dead)
+        with suppress(RankError):
+            leave = dict.fromkeys(living, ("leave",))
+            self._crew.ask(leave, layout=self._met, phase="leave", timeout_s=LEAVE_LIMIT_S)
+
+    def _start(self, ranks: list[int], layout: Layout) -> None:
+        own = {rank: self._own_env(rank) for rank in ranks}
+        self._crew.fill(ranks, self._cluster.start(len(ranks), env=self._common_env()))
+        self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, own[rank]) for rank in ranks}, layout)
+
+    def _join(self, layout: Layout, placement: Placement) -> None:
+        self.joined = self.in_step = False
+        self.joins += 1
+        size = layout.world_size
+        self._ask(dict.fromkeys(range(size, len(self._crew.processes)), ("leave",)), layout)
+        [store] = self._ask({0: ("host_store", self._store_address(size))}, layout)
+        seats = {rank: self._seat(rank, layout, placement, store) for rank in range(size)}
+        self._ask({rank: ("join", seat) for rank, seat in seats.items()}, layout)
+        self._met, self.joined, self.in_step = layout, True, True
+
+    def _ask(self, calls: Mapping[int, tuple], layout: Layout) -> list:
+        return self._crew.ask(calls, layout=layout, phase="start", timeout_s=self._start_timeout_s)
+
+    def _store_address(self, size: int) -> str | None:
+        """Loopback where all ranks are on this machine; else whatever rank 0's machine calls itself."""
+        processes = [self._crew.processes[rank] for rank in range(size)]
+        hosts = sorted({process.host for process in processes})
+        if self._fabric == "host" and len(hosts) > 1:
+            raise Refused(
+                f"fabric host with ranks on {', '.join(hosts)}: they share memory, so they must be on one machine; "
+                "give the launcher one host, or use a GPU fabric"
+            )
+        return LOOPBACK if all(process.here for process in processes) else None
+
+    def _common_env(self) -> dict[str, str]:
+        given = {} if callable(self._env) else dict(self._env)
+        return common_environment(self._cluster.launcher) | self._sharing.env | given
+
+    def _own_env(self, rank: int) -> dict[str, str]:
+        return require_strings(self._env(rank)) if callable(self._env) else {}
+
+    def _seat(self, rank: int, layout: Layout, placement: Placement, store: tuple[str, int]) -> Seat:
+        return Seat(
+            index=rank,
+            layout=layout,
+            fabric=self._fabric,
+            gpu=placement.gpu(rank),
+            store=store,
+            round=self.joins,
+            segment_dir=self._cluster.segment_dir,
+        )
