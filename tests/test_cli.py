@@ -1,6 +1,7 @@
 """The commands: answers, refusals in one line, and a sweep from end to end."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,6 +12,13 @@ import pytest
 from mnnvl_lab import records
 from mnnvl_lab.__main__ import COMMANDS, main
 from mnnvl_lab.cli.figures import settings
+from mnnvl_lab.cli.words import Parser
+from mnnvl_lab.errors import choose
+from mnnvl_lab.measure import CLOCKS
+from mnnvl_lab.model import FORMATS, require_format
+from mnnvl_lab.routing import parse
+from mnnvl_lab.routing.labels import ROUTINGS
+from mnnvl_lab.transport.exchange import FABRICS, MODES
 from tests.test_records import origin, samples
 
 SHAPE = ["--hidden", "7168", "--experts", "256", "--top-k", "8"]
@@ -34,6 +42,28 @@ def refused(capsys, *words) -> str:
     return printed.err
 
 
+def parsers_of(command):
+    commands = Parser(prog="x").add_subparsers(parser_class=Parser)
+    command.add(commands)
+    return commands.choices.values()
+
+
+def shown_values(command, capsys) -> dict[str, list[str]]:
+    """Names and labels by kind that a command's help lists for its options."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    entries = dict(re.findall(r"^  (mode|fabric|routing|clock) +(.*(?:\n {11}.*)*)", text, re.MULTILINE))
+    entries["format"] = re.search(r"--format FORMAT.*\n +(.*)\(default", text).group(1)
+    return {
+        "mode": re.findall(r"\w+_\w+", entries["mode"]),
+        "fabric": re.findall(r"(\w+) \(", entries["fabric"]),
+        "clock": re.findall(r"(\w+):", entries["clock"]),
+        "routing": entries["routing"].removeprefix("how tokens choose experts: ").split(", "),
+        "format": re.findall(r"\w+", entries["format"]),
+    }
+
+
 @pytest.fixture
 def record(tmp_path):
     rows = [
@@ -51,13 +81,40 @@ class TestHelp:
         text = capsys.readouterr().out
         assert f"examples:\n  python -m mnnvl_lab {command}" in text
 
+    def test_every_value_that_a_help_text_shows_is_accepted(self, capsys):
+        """Each list of names in a help is read off it and given to what takes such a name; none of the names lacks."""
+        known = {
+            "mode": (MODES, lambda name: choose(name, MODES, "mode")),
+            "fabric": (FABRICS, lambda name: choose(name, FABRICS, "fabric")),
+            "clock": (CLOCKS, lambda name: choose(name, CLOCKS, "clock")),
+            "routing": ([cls.label for cls in ROUTINGS], parse),
+            "format": (FORMATS, require_format),
+        }
+        found = shown_values("sweep", capsys)
+        assert set(found) == set(known)
+        for kind, values in found.items():
+            names, accept = known[kind]
+            assert {value.partition(":")[0] for value in values} == set(names), kind
+            for value in values:
+                accept(value)
+
+    @pytest.mark.parametrize(("option", "values"), [("--type", {"png", "svg", "pdf"})])
+    def test_every_kind_of_figure_is_drawn(self, option, values, record, tmp_path, capsys):
+        for value in values:
+            assert main(["compare", record, record, "--out", str(tmp_path), option, value]) == 0
+            assert list(tmp_path.glob(f"*.{value}"))
+
+    def test_every_default_that_a_help_text_names_is_the_default(self, capsys):
+        for command in COMMANDS:
+            (parser,) = parsers_of(command)
+            for action in parser._actions:
+                if named := re.search(r"\(default ([\w.]+)\)", action.help or ""):
+                    default = action.default if isinstance(action.default, list) else [action.default]
+                    assert named.group(1) in map(str, default) or named.group(1) == "both", action.option_strings
+
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_example_parses(self, command):
-        from mnnvl_lab.cli.words import Parser
-
-        commands = Parser(prog="x").add_subparsers(parser_class=Parser)
-        command.add(commands)
-        (parser,) = commands.choices.values()
+        (parser,) = parsers_of(command)
         examples = [line.split()[4:] for line in parser.epilog.splitlines() if line.startswith("  python -m")]
         assert len(examples) >= 2
         for example in examples:
@@ -149,20 +206,69 @@ class TestBadInput:
             (["plan", *SHAPE, "--colour"], "unrecognized arguments: --colour"),
             (["plann"], "invalid choice: 'plann'"),
             ([], "required"),
-            (["sweep", *SMALL, "--out", "x", "--fabric", "ether"], "fabric is 'ether'"),
+            (["sweep", *SMALL, "--out", "x", "--fabric", "ether"], "fabric 'ether' is not known"),
             (["sweep", *SMALL, "--out", "x", "--routing", "zip:1"], "zipf"),
             (["sweep", *SMALL, "--out", "x", "--format", "fp9"], "fp9"),
-            (["sweep", *SMALL, "--out", "x", "--clock", "sun"], "clock is 'sun'"),
+            (["sweep", *SMALL, "--out", "x", "--clock", "sun"], "clock 'sun' is not known"),
             (["sweep", *SMALL], "--out"),
-            (["sweep", *SMALL, "--out", "x", "--modes", "three_sided"], "mode is 'three_sided'"),
+            (["sweep", *SMALL, "--out", "x", "--modes", "three_sided"], "mode 'three_sided' is not known"),
             (["sweep", *SMALL[:-3], "5", "--dp", "2", "--out", "x"], "top_k is 5"),
-            (["sweep", *SMALL, "--out", "x", "--samples", "0"], "min_samples"),
+            (["sweep", *SMALL, "--out", "x", "--samples", "0"], "must lie in [1, 1000000]"),
+            (["sweep", *SMALL, "--out", "x", "--samples", "-5"], "-5 is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--warmup", "-5"], "-5 is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--budget", "-5"], "'-5' is no number in [0, 86400]"),
+            (["sweep", *SMALL, "--out", "x", "--budget", "nan"], "'nan' is no number in [0, 86400]"),
+            (["sweep", *SMALL, "--out", "x", "--seed", str(2**64 - 1)], "18446744073709551615 is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--seed", "-1"], "-1 is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "-1"], "-1 is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "1,two"], "'two' is no whole number"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "1,,2"], "'' is no whole number"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "1,2,3"], "3 counts but ep_size is 2"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", str(10**26)], "is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "2000000000"], "fewer tokens"),
+            (["sweep", *SMALL, "--out", "x", "--pp", "4000"], "at most 256"),
+            (["sweep", *SMALL, "--out", "x", "--clock", "graph"], "it needs a CUDA device"),
+            (["sweep", *SMALL, "--out", "x", "--routing", "hot_expert:0.5:9"], "hot expert is 9"),
+            (["sweep", *SMALL, "--out", "x", "--routing", "hot_rank:0.5:2"], "hot rank is 2"),
+            (["sweep", *SMALL, "--out", ""], "'' names no path"),
+            (["sweep", "--hidden", "128", "--experts", str(10**9), "--top-k", "2", "--out", "x"], "fewer experts"),
+            (["sweep", "--hidden", str(10**26), "--experts", "4", "--top-k", "2", "--out", "x"], "at most 2147483647"),
+            (["plot", "x", "--out", ""], "'' names no path"),
+            (["plot", "", "--out", "x"], "'' names no path"),
+            (["compare", "", "x"], "'' names no path"),
+            (["compare", "a", "b", "--alpha", "0"], "'0' is no number in [1e-12, 0.99]"),
+            (["compare", "a", "b", "--alpha", "2"], "'2' is no number in [1e-12, 0.99]"),
+            (["compare", "a", "b", "--alpha", "-1"], "'-1' is no number in [1e-12, 0.99]"),
+            (["compare", "a", "b", "--alpha", "nan"], "'nan' is no number in [1e-12, 0.99]"),
+            (["compare", "a", "b", "--alpha", "x"], "'x' is no number"),
+            (["compare", "a", "b", "--out", ""], "'' names no path"),
             (["plot", "nowhere.parquet", "--out", "x"], "nowhere.parquet: no such file"),
             (["compare", "nowhere.parquet", "nowhere.parquet"], "nowhere.parquet: no such file"),
         ],
     )
     def test_is_one_line_with_the_value(self, words, said, capsys):
         assert said in refused(capsys, *words)
+
+    @pytest.mark.parametrize("command", [command.__name__.rpartition(".")[2] for command in COMMANDS])
+    def test_an_error_points_to_the_commands_own_help(self, command, capsys):
+        assert f"see python -m mnnvl_lab {command} --help" in refused(capsys, command, "--colour", "--out", "x")
+        assert f"see python -m mnnvl_lab {command} --help" in refused(capsys, command, "--out")
+
+    @pytest.mark.parametrize("latency_us", [math.nan, math.inf, -1.0, 0.0])
+    def test_latencies_that_are_none_are_not_drawn_or_compared(self, latency_us, record, tmp_path, capsys):
+        table = records.load(record)
+        table.loc[3, "latency_us"] = latency_us
+        spoiled = tmp_path / "spoiled.parquet"
+        table.to_parquet(spoiled)  # past what `save` may refuse
+        assert "spoiled.parquet" in refused(capsys, "plot", str(spoiled), "--out", str(tmp_path / "figures"))
+        assert "latency_us" in refused(capsys, "compare", record, str(spoiled))
+
+    def test_a_record_without_rows(self, record, tmp_path, capsys):
+        empty = tmp_path / "empty.parquet"
+        table = records.load(record)
+        table.iloc[:0].to_parquet(empty)
+        assert "empty.parquet" in refused(capsys, "plot", str(empty), "--out", str(tmp_path / "figures"))
+        assert "empty.parquet" in refused(capsys, "compare", str(empty), record)
 
     def test_a_file_that_is_no_record(self, tmp_path, capsys):
         foreign = tmp_path / "notes.txt"

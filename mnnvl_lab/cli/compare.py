@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mnnvl_lab.cli.words import add_command
+from mnnvl_lab.cli.words import add_command, add_figures, number_in, path_name
 
+ALPHAS = (1e-12, 0.99)  # nearer to 0 or 1, 1 - alpha / 2 is no longer exact in float64
 WORDS = """verdicts, of B against A:
   same      the samples could come from one distribution: exact Mann-Whitney U test, Holm's correction over all points
   faster, slower   they could not, by --alpha: the chance of even one false alarm in the whole table
@@ -26,19 +26,25 @@ compare before.parquet after.parquet --alpha 0.001
 compare before.parquet after.parquet --out figures""",
         words=WORDS,
     )
-    parser.add_argument("a", metavar="A", help="record file of before")
-    parser.add_argument("b", metavar="B", help="record file of after")
-    parser.add_argument("--alpha", type=float, default=0.01, help="chance of even one false alarm (default 0.01)")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="directory of figures, one a clock and phase")
-    parser.add_argument("--type", default="png", choices=("png", "svg", "pdf"), help="kind of figure (default png)")
+    parser.add_argument("a", metavar="A", type=path_name, help="record file of before")
+    parser.add_argument("b", metavar="B", type=path_name, help="record file of after")
+    parser.add_argument(
+        "--alpha",
+        type=number_in(*ALPHAS),
+        default=0.01,
+        metavar="P",
+        help="chance of even one false alarm (default 0.01)",
+    )
+    add_figures(parser, required=False)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
+    from mnnvl_lab.cli.figures import load
     from mnnvl_lab.records.compare import VERDICTS
 
-    a, b = records.load(args.a), records.load(args.b)
+    a, b = load(args.a), load(args.b)
     table = records.compare(a, b, alpha=args.alpha)
     varying = [
         name for name in records.POINT_COLUMNS if name in ("mode", "phase", "tokens") or table[name].nunique() > 1

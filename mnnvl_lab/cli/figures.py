@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
-from mnnvl_lab import plots
+from mnnvl_lab import plots, records
 from mnnvl_lab.crossover import OPTIONS
+from mnnvl_lab.errors import RecordError
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
 from mnnvl_lab.plots.limits import can_redraw, need_of, rows_of
@@ -44,16 +46,35 @@ def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
         yield f"ranks{name}", plots.rank_grid(layout.to_frame())
 
 
-def save_all(named: Iterable[tuple[str, Axes]], out: Path, kind: str) -> None:
+def load(path: str) -> pd.DataFrame:
+    """A record file with samples that can be drawn and compared.
+
+    Raises:
+        RecordError: no sound record, without rows, or with latencies that are no positive numbers.
+    """
+    table = records.load(path)
+    if table.empty:
+        raise RecordError(f"{path}: has no samples: a record needs one point at least; measure again")
+    wrong = ~(np.isfinite(table["latency_us"]) & (table["latency_us"] > 0))
+    if wrong.any():
+        raise RecordError(
+            f"{path}: latency_us of {wrong.sum()} of {len(table)} rows is no positive number, such as "
+            f"{table['latency_us'][wrong].iloc[0]}: a latency is one; measure again"
+        )
+    return table
+
+
+def save_all(named: Iterable[tuple[str, Axes]], out: str, kind: str) -> None:
     """Write each figure as soon as it is drawn, say where, and let it go."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # files alone: no window, whatever the desktop
     from matplotlib import pyplot
 
-    out.mkdir(parents=True, exist_ok=True)
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
     for name, axes in named:
-        path = out / f"{name}.{kind}"
+        path = directory / f"{name}.{kind}"
         axes.figure.savefig(path)
         pyplot.close(axes.figure)
         print(path)

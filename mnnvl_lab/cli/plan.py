@@ -6,7 +6,16 @@ import argparse
 import json
 import sys
 
-from mnnvl_lab.cli.words import EPILOG_OF_LAYOUT, add_command, add_layout, add_shape, layout_of, shape_of, whole
+from mnnvl_lab.cli.words import (
+    EPILOG_OF_LAYOUT,
+    FORMATS,
+    add_command,
+    add_layout,
+    add_shape,
+    layout_of,
+    shape_of,
+    whole,
+)
 
 WORDS = f"""{EPILOG_OF_LAYOUT}
   one_sided   each rank puts its rows straight into the others' workspaces: they hold a row a token and rank
@@ -32,7 +41,7 @@ plan --tp 2 --dp 4 --model deepseek-v3 --json""",
     )
     add_layout(parser)
     add_shape(parser)
-    parser.add_argument("--format", default="bf16", help="dispatch format: bf16, fp16, fp32, fp8_block, mxfp8 or nvfp4")
+    parser.add_argument("--format", default="bf16", metavar="FORMAT", help=f"of dispatch: {FORMATS} (default bf16)")
     parser.add_argument(
         "--max-tokens", type=whole, default=2048, metavar="T", help="most tokens of a batch (default 2048)"
     )

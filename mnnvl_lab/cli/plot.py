@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mnnvl_lab.cli.words import add_command
+from mnnvl_lab.cli.words import add_command, add_figures, path_name
 
 WORDS = """figures, each named after what tells it from the others:
   latency     by tokens, a line a mode, with the bound that the bytes give
@@ -26,9 +25,10 @@ def add(commands) -> None:
 plot before.parquet more.parquet --out out/figures --type svg""",
         words=WORDS,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="record files of one fabric, device and clock")
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="directory of the figures")
-    parser.add_argument("--type", default="png", choices=("png", "svg", "pdf"), help="kind of file (default png)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", type=path_name, help="record files of one fabric, device and clock"
+    )
+    add_figures(parser, required=True)
     parser.add_argument(
         "--gpu", default="h100", help="whose multiprocessors size the two-sided workspace (default h100)"
     )
@@ -37,9 +37,9 @@ plot before.parquet more.parquet --out out/figures --type svg""",
 
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
-    from mnnvl_lab.cli.figures import figures, save_all
+    from mnnvl_lab.cli.figures import figures, load, save_all
     from mnnvl_lab.hardware import require_gpu
 
     gpu = require_gpu(args.gpu)
-    table = records.join([records.load(file) for file in args.files])
+    table = records.join([load(file) for file in args.files])
     save_all(figures(table, gpu=gpu), args.out, args.type)

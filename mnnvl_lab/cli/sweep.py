@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mnnvl_lab.cli.words import EPILOG_OF_LAYOUT, add_command, add_layout, add_shape, layout_of, shape_of, whole
+from mnnvl_lab.cli.words import (
+    EPILOG_OF_LAYOUT,
+    FORMATS,
+    add_command,
+    add_layout,
+    add_shape,
+    layout_of,
+    number_in,
+    path_name,
+    shape_of,
+    token_counts,
+    whole_in,
+)
+from mnnvl_lab.errors import Refused, choose
+
+if TYPE_CHECKING:
+    from mnnvl_lab.measure import Point, Sweep
+
+MOST_SEED = 2**63 - 1  # records keep it as int64
+MOST_EXPERTS = 2**16  # a random number is drawn for each expert and token
+MOST_SAMPLES = 1_000_000
+MOST_SECONDS = 86_400
+MOST_HOST_RANKS = 256
+"""Each is a process of this machine; the kernels' protocols end at 64 and 128 ranks."""
 
 WORDS = f"""{EPILOG_OF_LAYOUT}
   mode     one_sided, two_sided, or a baseline: allgather_reducescatter, all_to_all
-  fabric   what carries the bytes: host (processes and shared memory, runs anywhere), nvlink (a GPU a rank),
-           shared_gpu (several ranks a GPU under MPS; no baselines there)
-  routing  how tokens choose experts: uniform, balanced, zipf:1.2, lognormal:1, hot_expert:0.5, hot_rank:0.5
+  fabric   what carries the bytes: host (processes and shared memory, runs anywhere), nvlink (one GPU per rank),
+           shared_gpu (several ranks per GPU under MPS; no baselines there)
+  tokens   tokens of each rank: 128 for all ranks, or 1,4,0,128 for one count per rank of the EP group
+  routing  how tokens choose experts: uniform, balanced, zipf:1.2, log_normal:1, hot_expert:0.5, hot_rank:0.5
   clock    eager: one operation after a barrier; graph: rounds back to back; kernel: device span. They never mix;
            graph and kernel need a GPU
   point    one of each; measured, then kept: a sweep that is killed loses at most the point in progress
@@ -22,23 +48,19 @@ def add(commands) -> None:
         commands,
         "sweep",
         help="measure latencies, every result checked, into a record file",
-        description="Starts a process a rank, opens each mode, checks dispatch and combine against the oracle, times "
-        "them,\nchecks again, and keeps every rank's samples.",
+        description="Starts one process per rank, opens each mode, checks dispatch and combine against the oracle, "
+        "times\nthem, checks again, and keeps every rank's samples.",
         examples="""sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out out/host.parquet
 sweep --dp 8 --model deepseek-v3 --modes one_sided two_sided --fabric nvlink --clock graph --out out/h100.parquet
+sweep --dp 4 --hidden 1024 --experts 32 --top-k 4 --tokens 16 1,4,0,128 --out out/ragged.parquet
 sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out out/host.parquet --resume""",
         words=WORDS,
     )
     add_layout(parser)
     add_shape(parser)
     _add_axes(parser)
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "--samples", type=whole, default=200, metavar="N", help="most iterations a point (default 200)"
-    )
-    sampling.add_argument("--warmup", type=whole, default=3, metavar="N", help="rounds before the first (default 3)")
-    sampling.add_argument("--budget", type=float, default=0.5, metavar="S", help="most seconds a point (default 0.5)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="record file to write, Parquet")
+    _add_sampling(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", type=path_name, help="record file to write, Parquet")
     parser.add_argument("--resume", action="store_true", help="go on with FILE where an earlier run ended")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -47,25 +69,45 @@ sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out
 def _add_axes(parser) -> None:
     axes = parser.add_argument_group("axes: every combination is a point")
     axes.add_argument("--modes", nargs="+", default=["one_sided", "two_sided"], metavar="MODE", help="see below")
-    axes.add_argument("--tokens", nargs="+", type=whole, default=[1, 16, 128], metavar="T", help="tokens a rank")
+    axes.add_argument(
+        "--tokens", nargs="+", type=token_counts, default=[1, 16, 128], metavar="T", help="tokens per rank, see below"
+    )
     axes.add_argument(
         "--routing", nargs="+", default=["uniform"], metavar="ROUTING", help="see below (default uniform)"
     )
-    axes.add_argument(
-        "--format", nargs="+", default=["bf16"], metavar="FORMAT", help="bf16, fp16, fp32, fp8_block, ..."
-    )
+    axes.add_argument("--format", nargs="+", default=["bf16"], metavar="FORMAT", help=f"{FORMATS} (default bf16)")
     axes.add_argument("--clock", nargs="+", default=["eager"], metavar="CLOCK", help="see below (default eager)")
-    parser.add_argument("--fabric", default="host", help="host, shared_gpu or nvlink (default host)")
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of routing and payloads (default 0)")
+    parser.add_argument("--fabric", default="host", metavar="FABRIC", help="host, shared_gpu or nvlink (default host)")
+    parser.add_argument(
+        "--seed", type=whole_in(0, MOST_SEED), default=0, metavar="N", help="of routing and payloads (default 0)"
+    )
+
+
+def _add_sampling(parser) -> None:
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
+        "--samples",
+        type=whole_in(1, MOST_SAMPLES),
+        default=200,
+        metavar="N",
+        help="most iterations per point (default 200)",
+    )
+    sampling.add_argument(
+        "--warmup", type=whole_in(0, MOST_SAMPLES), default=3, metavar="N", help="rounds before the first (default 3)"
+    )
+    sampling.add_argument(
+        "--budget",
+        type=number_in(0, MOST_SECONDS),
+        default=0.5,
+        metavar="S",
+        help="most seconds per point (default 0.5)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    from mnnvl_lab.transport.checks import check_exchange
-
     sweep = sweep_of(args)
     points = list(sweep.points())
-    for point in points:  # the ranks check again; here it costs no start
-        check_exchange(point.exchange)
+    require_runnable(sweep, points)
     print(f"{len(points)} points on fabric {sweep.fabric}: {layout_of(args).arithmetic}, {_sizes(points)}")
     from mnnvl_lab.records import summary
     from mnnvl_lab.sweep import run as run_sweep
@@ -77,37 +119,94 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}, every result checked; draw it: python -m mnnvl_lab plot {args.out} --out DIR")
 
 
-def sweep_of(args: argparse.Namespace):
+def sweep_of(args: argparse.Namespace) -> Sweep:
     """The sweep that the words describe.
 
     Raises:
         Refused: a word is unknown, or breaks a limit of the kernels in some point.
     """
-    from mnnvl_lab.measure import Sampling, Sweep
+    from mnnvl_lab.measure import CLOCKS, Sampling, Sweep
     from mnnvl_lab.model import require_format
     from mnnvl_lab.routing import parse
+    from mnnvl_lab.transport.exchange import FABRICS, MODES
 
-    for name in args.format:
-        require_format(name)
+    sampling = Sampling(
+        warmup=args.warmup, min_samples=min(10, args.samples), max_samples=args.samples, budget_s=args.budget
+    )
     return Sweep(
         **shape_of(args),
         layouts=(layout_of(args),),
-        modes=tuple(args.modes),
+        modes=tuple(choose(mode, MODES, "mode") for mode in args.modes),
         tokens=tuple(args.tokens),
         routings=tuple(map(parse, args.routing)),
-        formats=tuple(args.format),
-        clocks=tuple(args.clock),
-        fabric=args.fabric,
+        formats=tuple(require_format(name).name for name in args.format),
+        clocks=tuple(choose(clock, CLOCKS, "clock") for clock in args.clock),
+        fabric=choose(args.fabric, FABRICS, "fabric"),
         seed=args.seed,
-        sampling=Sampling(
-            warmup=args.warmup, min_samples=min(10, args.samples), max_samples=args.samples, budget_s=args.budget
-        ),
+        sampling=sampling,
     )
 
 
-def _sizes(points) -> str:
-    """What the largest one-sided workspace takes, said before it is taken."""
+def require_runnable(sweep: Sweep, points: Sequence[Point]) -> None:
+    """Refuse, before any process starts, what the ranks would refuse later.
+
+    Raises:
+        Refused: some point breaks a limit, or the machine does not carry the layout.
+    """
+    from mnnvl_lab.ranks.gpus import count_visible_gpus
+    from mnnvl_lab.ranks.placement import place
+    from mnnvl_lab.transport.checks import check_exchange
+
+    for point in points:
+        check_exchange(point.exchange)
+        _require_load(point)
+    for layout in sweep.layouts:
+        place(layout, fabric=sweep.fabric, visible_gpus=count_visible_gpus())
+    if sweep.fabric == "host":
+        _require_host(sweep, points)
+    baselines = [mode for mode in sweep.modes if mode not in ("one_sided", "two_sided")]
+    if sweep.fabric == "shared_gpu" and baselines:
+        raise Refused(f"{', '.join(baselines)} on fabric shared_gpu: NCCL takes one GPU per rank; leave them out")
+
+
+def _require_load(point: Point) -> None:
+    """Token counts for each rank of the EP group, and a routing that these experts allow."""
+    exchange, load = point.exchange, point.load
+    if exchange.experts > MOST_EXPERTS:
+        raise Refused(f"experts is {exchange.experts}: a router here has at most {MOST_EXPERTS}; use fewer experts")
+    load.tokens_R(exchange.ep_size)
+    shape = {"experts": exchange.experts, "top_k": exchange.top_k, "ep_size": exchange.ep_size}
+    load.routing.experts(seed=load.seed, rank=0, tokens=1, **shape)
+
+
+def _require_host(sweep: Sweep, points: Sequence[Point]) -> None:
+    """What the processes of this machine cannot do."""
+    import psutil
+
+    from mnnvl_lab.show import readable_bytes
+
+    for clock in sweep.clocks:
+        if clock != "eager":
+            raise Refused(f"clock {clock} on fabric host: it needs a CUDA device; use clock eager, or a GPU's fabric")
+    ranks = max(layout.world_size for layout in sweep.layouts)
+    if ranks > MOST_HOST_RANKS:
+        raise Refused(f"{ranks} ranks on fabric host: each is a process, at most {MOST_HOST_RANKS}; use fewer ranks")
+    needed, memory = ranks * _most_bytes(points), psutil.virtual_memory().total
+    if needed > memory:
+        raise Refused(
+            f"{ranks} workspaces of {readable_bytes(_most_bytes(points))} on fabric host: this machine has "
+            f"{readable_bytes(memory)} of memory; use fewer tokens or fewer ranks"
+        )
+
+
+def _most_bytes(points: Sequence[Point]) -> int:
     from mnnvl_lab.workspace import OneSidedWorkspace
 
-    most = max(OneSidedWorkspace.of(point.exchange).workspace_bytes for point in points)
-    return f"a one-sided workspace of up to {most / 1024**2:.1f} MiB a rank"
+    return max(OneSidedWorkspace.of(point.exchange).workspace_bytes for point in points)
+
+
+def _sizes(points: Sequence[Point]) -> str:
+    """What the largest one-sided workspace takes, said before it is taken."""
+    from mnnvl_lab.show import readable_bytes
+
+    return f"a one-sided workspace of up to {readable_bytes(_most_bytes(points))} per rank"
