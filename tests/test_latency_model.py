@@ -286,13 +286,15 @@ class TestTool:
     def test_what_is_predicted_was_not_trained_on(self, observed):
         eight = replace(observed[0].point, ep_size=8)
         seen = [*observed, lm.Observation.of(eight, 1.0)]
-        assert predict.training(seen, [4, 8]) == observed
+        assert predict.training(seen, [4, 8], "h100") == observed
 
     def test_other_routings_and_formats_test_the_model_alone(self, observed):
         others = [replace(observed[0].point, **change) for change in ({"format": "fp8_block"}, {"routing": "zipf:1.2"})]
         tests = [lm.Observation.of(other, 1.0) for other in others]
-        assert predict.training([*observed, *tests], [4]) == observed
-        assert predict.testing([*observed, *tests], [4]) == tests
+        assert predict.training([*observed, *tests], [4], "h100") == observed
+        assert predict.testing([*observed, *tests], [4], "h100") == tests
+        everything = [*observed, *tests]
+        assert predict.training(everything, [2], "h200") == [o for o in everything if o not in tests]
 
     def test_files_without_rounds_of_graphs_are_left_out_aloud(self, tmp_path, capsys):
         eager = records.save(samples(pd.read_csv(MEDIANS).head(3), clock="eager"), tmp_path / "eager.parquet")

@@ -1,6 +1,7 @@
 """Compare each committed set of predictions with records made after it, and print the errors as they are.
 
 python -m tools.judge data/h100x8_nvlink_ep8_bf16.parquet data/h100x8_nvlink_ep8_fp8.parquet
+python -m tools.judge data/h200x2_nvlink_ep2_bf16.parquet data/h200x2_nvlink_ep2_fp8.parquet
 """
 
 from __future__ import annotations
@@ -31,24 +32,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tables = [records.load(path) for path in chosen.records]
         observations = [o for table in tables for o in lm.observations(table)]
-        judged = {name: lm.judged(table, observations) for name, table in prediction_sets(chosen.predictions).items()}
+        device = predicted_device(tables)
+        sets = prediction_sets(chosen.predictions, device)
+        judged = {name: lm.judged(table, observations) for name, table in sets.items()}
     except LabError as reason:
         print(f"tools.judge: {reason}", file=sys.stderr)
         return 1
-    print(f"predicted for H100; recorded on {', '.join(dict.fromkeys(map(_device, tables)))}")
+    print(f"predicted for {device.upper()}; recorded on {', '.join(dict.fromkeys(map(_device, tables)))}")
     for name, table in judged.items():
         print(f"\n## {name}", markdown(table[list(SHOWN)]), markdown(lm.score(table)), sep="\n\n")
         print(f"\n{len(observations) - len(table)} recorded points were not predicted, by their routing or format")
     return 0
 
 
-def prediction_sets(folder: Path) -> dict[str, pd.DataFrame]:
+def predicted_device(tables: Sequence[pd.DataFrame]) -> str:
+    """The GPU whose predictions apply: an H200 has its own, all others are compared with those for the H100."""
+    return "h200" if all("H200" in _device(table) for table in tables) else "h100"
+
+
+def prediction_sets(folder: Path, device: str) -> dict[str, pd.DataFrame]:
     """The predictions of a folder by name of the set: the folder's own CSV files, or one set per subfolder.
 
     Raises:
         Refused: no CSV files.
     """
-    files = {path: sorted(path.glob("*.csv")) for path in (folder, *sorted(folder.glob("*/")))}
+    files = {path: sorted(path.glob(f"*-{device}-*.csv")) for path in (folder, *sorted(folder.glob("*/")))}
     found = {path.name: pd.concat(map(pd.read_csv, csvs)) for path, csvs in files.items() if csvs}
     if not found:
         raise Refused(f"{folder}: no CSV files: give a folder that tools.predict wrote, or one that holds such folders")

@@ -51,7 +51,8 @@ def fitted() -> tuple[list[lm.LatencyModel], list[lm.Observation]]:
     """The models of the committed predictions, fitted anew to the same files, and what tests them."""
     known = [o for name in FITTED_TO for o in lm.observations(recorded.load(name))]
     later = [o for name in RECORDED_LATER for o in lm.observations(recorded.load(name))]
-    return predict.fitted(predict.training(known, PREDICTED)), [*predict.testing(known, PREDICTED), *later]
+    about = PREDICTED, predict.RECORDED_ON
+    return predict.fitted(predict.training(known, *about)), [*predict.testing(known, *about), *later]
 
 
 def errors() -> str:

@@ -1,10 +1,11 @@
 """Predict layouts that were not measured, and say from what: one folder of `data/predictions/`.
 
 python -m tools.predict data/*.parquet --out data/predictions/2026-11-26-many-starts
+python -m tools.predict data/h100*.parquet --device h200 --ep-sizes 2 --out data/predictions/2026-11-26-h200
 
 The model is fitted to uniform routing in bf16; what else was recorded, of other routings and formats, tests it. Points
 of the layouts that are predicted are used for neither, so what is written stays a prediction after they have been
-measured.
+measured. With another `--device` than the records' nothing is left out: one GPU's model is then compared with another.
 """
 
 from __future__ import annotations
@@ -27,21 +28,24 @@ from mnnvl_lab.model import require_model
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FORMATS = ("bf16", "fp8_block")
+RECORDED_ON = "h100"
 TRAINED_ON = ("uniform", "bf16")
 
 
-def training(observations: Sequence[lm.Observation], ep_sizes: Sequence[int]) -> list[lm.Observation]:
+def training(observations: Sequence[lm.Observation], ep_sizes: Sequence[int], device: str) -> list[lm.Observation]:
     """What the model is fitted to: uniform routing in bf16, of other layouts than the predicted."""
-    return [o for o in known(observations, ep_sizes) if (o.point.routing, o.point.format) == TRAINED_ON]
+    return [o for o in known(observations, ep_sizes, device) if (o.point.routing, o.point.format) == TRAINED_ON]
 
 
-def testing(observations: Sequence[lm.Observation], ep_sizes: Sequence[int]) -> list[lm.Observation]:
+def testing(observations: Sequence[lm.Observation], ep_sizes: Sequence[int], device: str) -> list[lm.Observation]:
     """What the fitted model is held against: everything else, of other layouts than the predicted."""
-    return [o for o in known(observations, ep_sizes) if (o.point.routing, o.point.format) != TRAINED_ON]
+    return [o for o in known(observations, ep_sizes, device) if (o.point.routing, o.point.format) != TRAINED_ON]
 
 
-def known(observations: Sequence[lm.Observation], ep_sizes: Sequence[int]) -> list[lm.Observation]:
+def known(observations: Sequence[lm.Observation], ep_sizes: Sequence[int], device: str) -> list[lm.Observation]:
     """The observations without those that the predictions are about."""
+    if device != RECORDED_ON:
+        return list(observations)
     return [o for o in observations if o.point.fabric != "nvlink" or o.point.ep_size not in ep_sizes]
 
 
@@ -112,16 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ep-sizes", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--model", default="deepseek-v3")
+    parser.add_argument("--device", default=RECORDED_ON, help="GPU that is predicted; names the files")
     chosen = parser.parse_args(arguments)
     by_file = read(chosen.records)
     observations = [o for found in by_file.values() for o in found]
-    models = fitted(training(observations, chosen.ep_sizes))
+    about_what = chosen.ep_sizes, chosen.device
+    models = fitted(training(observations, *about_what))
     chosen.out.mkdir(parents=True, exist_ok=True)
     for ep_size in chosen.ep_sizes:
-        path = chosen.out / f"nvlink-h100-ep{ep_size}.csv"
+        path = chosen.out / f"nvlink-{chosen.device}-ep{ep_size}.csv"
         predictions(models, ep_size=ep_size, tokens=chosen.tokens, model=chosen.model).to_csv(path, index=False)
         print(f"wrote {path}")
-    origin = about(models, testing(observations, chosen.ep_sizes), list(by_file))
+    origin = about(models, testing(observations, *about_what), list(by_file))
     (chosen.out / "model.json").write_text(json.dumps(origin, indent=2) + "\n")
     for kind in ("leave_one_out", "held_out"):
         print(f"{kind}:\n{pd.DataFrame(origin[kind]).to_string(index=False)}")
