@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from html import escape
 
@@ -26,7 +26,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        return self.guess is not None and _plain(self.guess) == _plain(self.answer)
+        return self.guess is not None and _plain(self.guess, _word) == _plain(self.answer, _word)
 
     @property
     def words(self) -> str:
@@ -48,21 +48,35 @@ class Verdict:
 
 
 def check(guess: object, answer: object, *, why: str = "") -> Verdict:
-    """Compare a guess with the answer. Lists, tuples and arrays count as equal, and so do sets in any order."""
+    """Compare a guess with the answer.
+
+    How it is written does not matter: lists, tuples and arrays count as equal, sets in any order, numbers also in
+    quotes, and words in any case and with any of `-`, `_` and a blank between them.
+    """
     return Verdict(guess=guess, answer=answer, why=why)
 
 
-def _plain(value: object) -> object:
-    """Numbers, strings, and lists and dicts of them."""
+def _plain(value: object, word: Callable[[str], object] = str) -> object:
+    """Numbers, words, and lists and dicts of them; `word` is applied to each string."""
+    if isinstance(value, str):
+        return word(value)
     if isinstance(value, np.ndarray | np.generic | pd.Series):
-        return value.tolist()
+        return _plain(value.tolist(), word)
     if isinstance(value, Set):
-        return sorted(map(_plain, value))
+        return sorted((_plain(item, word) for item in value), key=str)
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return {name: _plain(item, word) for name, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item, word) for item in value]
     return value
+
+
+def _word(text: str) -> object:
+    """A number if the text is one; else the word without regard to case, blanks, hyphens and underscores."""
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip().casefold().replace("-", "_").replace(" ", "_")
 
 
 def _shown(value: object) -> str:
