@@ -2,15 +2,17 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 
 .PHONY: quickstart test lab notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
 	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
 
-test: $(VENV)/.ready  ## set up, lint, run the tests
+test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then those that need the machine to themselves
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not serial' -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -m serial
 
 lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) notebooks/00-quickstart.ipynb

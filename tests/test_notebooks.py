@@ -1,13 +1,19 @@
-"""Every notebook runs from a fresh kernel, reads well, and keeps outputs that say the same at every run."""
+"""Every notebook runs from a fresh kernel, reads well, and keeps the outputs that a fresh run has."""
 
+import base64
+import io
 import re
 import statistics
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from tools import notebooks as tool
+from tools.notebook_outputs import differences, scrub, stderr_of
+from tools.notebook_runs import is_refusal, problems, switch
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -62,7 +68,7 @@ def test_links_lead_to_files_that_exist(path):
 @every_notebook
 def test_outputs_are_kept_without_noise(path):
     notebook = read(path)
-    assert tool.scrub(nbformat.from_dict(notebook)) == notebook
+    assert scrub(nbformat.from_dict(notebook)) == notebook
     outputs = [output for cell in code_of(notebook) for output in cell.outputs]
     assert outputs, "run `make notebooks`"
     assert not any(output.output_type == "error" for output in outputs)
@@ -70,31 +76,137 @@ def test_outputs_are_kept_without_noise(path):
 
 @pytest.mark.timeout(300)
 @every_notebook
-def test_it_runs_top_to_bottom(path, tmp_path):
-    executed = tool.execute(path, tmp_path)
-    for cell in code_of(executed):
-        assert not any(output.output_type == "error" for output in cell.outputs)
+def test_a_fresh_run_has_the_kept_outputs_and_cells_run_again(path, tmp_path):
+    found = problems(path, tmp_path)
+    assert not found, "\n".join(found)
+
+
+def output(kind, **content):
+    return nbformat.v4.new_output(kind, **content)
+
+
+def printed(text, name="stdout"):
+    return output("stream", name=name, text=text)
+
+
+def shown(**data):
+    return output("display_data", data={mime.replace("_", "/"): value for mime, value in data.items()})
+
+
+def notebook_of(*outputs, source="x", tags=()):
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": list(tags), "other": 1})
+    cell.outputs = list(outputs)
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+def png(*, marked=0, level=255, size=(20, 10)):
+    pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+    pixels[0, :marked] = level
+    Image.fromarray(pixels).save(data := io.BytesIO(), "png")
+    return base64.b64encode(data.getvalue()).decode()
 
 
 def test_scrubbing_drops_what_changes_from_run_to_run():
-    cell = nbformat.v4.new_code_cell("x")
-    cell.execution_count = 7
-    cell.outputs = [
-        nbformat.v4.new_output("stream", name="stderr", text="50%"),
-        nbformat.v4.new_output("stream", name="stdout", text="<Thing at 0x7f12345678>"),
-    ]
-    live = nbformat.v4.new_code_cell("y", metadata={"tags": ["live"], "other": 1})
-    live.outputs = [nbformat.v4.new_output("stream", name="stdout", text="12.3 ms")]
-    clean = tool.scrub(nbformat.v4.new_notebook(cells=[cell, live]))
-    assert clean.cells[0].execution_count is None
-    assert [output.text for output in clean.cells[0].outputs] == ["<Thing at 0x...>"]
-    assert clean.cells[1].outputs == []
-    assert clean.cells[1].metadata == {"tags": ["live"]}
+    bar = output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "50%"})
+    notebook = notebook_of(printed("<Thing at 0x7f12"), bar, printed("50%", "stderr"), printed("345678>\n"))
+    notebook.cells[0].execution_count = 7
+    (cell,) = scrub(notebook).cells
+    assert cell.execution_count is None
+    assert [each.text for each in cell.outputs] == ["<Thing at 0x...>\n"]
+
+
+def test_outputs_of_live_cells_are_not_kept():
+    (cell,) = scrub(notebook_of(printed("12.3 ms"), tags=["live"])).cells
+    assert cell.outputs == []
+    assert cell.metadata == {"tags": ["live"]}
+
+
+def test_stderr_is_seen_although_it_is_not_kept():
+    (cell,) = notebook_of(printed("a"), printed("TqdmWarning: ", "stderr"), printed("no widgets", "stderr")).cells
+    assert stderr_of(cell) == "TqdmWarning: no widgets"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (printed("a\nb\n"), printed("a\nc\n"), ["cell 0: output 0 (stdout) differs", "-b", "+c"]),
+        (printed("a"), shown(text_plain="a"), ["-a", "+a"]),
+        (
+            shown(text_plain="a", text_html="<i>a"),
+            shown(text_plain="b", text_html="<i>b"),
+            ["(text/plain)", "-a", "+b"],
+        ),
+        (shown(text_plain="a", text_html="<i>a"), shown(text_plain="a", text_html="<i>b"), ["(text/html)", "+<i>b"]),
+        (shown(image_png=png()), shown(image_png=png(marked=3, level=0)), ["3 of 200 pixels differ"]),
+        (shown(image_png=png()), shown(image_png=png(size=(20, 11))), ["were [(20, 10)], are [(20, 11)]"]),
+        (shown(image_png=png()), printed("a"), ["(image/png) is missing"]),
+    ],
+)
+def test_a_difference_is_shown_by_cell_and_line(old, new, words):
+    (text,) = differences(notebook_of(old), notebook_of(new))
+    assert all(word in text for word in words), text
+
+
+def test_a_pixel_that_another_processor_rounded_is_no_difference():
+    assert not differences(notebook_of(shown(image_png=png())), notebook_of(shown(image_png=png(marked=9, level=245))))
+
+
+def test_html_is_not_shown_where_the_text_tells_as_much():
+    old, new = (shown(text_plain=name, text_html=f"<b>{name}</b>") for name in "ab")
+    assert "html" not in differences(notebook_of(old), notebook_of(new))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "expected"),
+    [
+        ("Refused", "these ranks are closed: start new ones with Ranks(layout)", True),
+        ("Refused", "these ranks are closed", False),
+        ("RecordError", "out/a.parquet: exists already; resume it (--resume), or name another file", True),
+        ("Refused", "clock graph on device cpu: it needs a CUDA device; use clock eager", True),
+        ("Hang", "rank 1 never arrived", False),
+        ("WrongResult", "rank 1 got other rows", False),
+        ("TypeError", "'NoneType' object is not subscriptable", False),
+        ("annotations", "these ranks are closed: start new ones with Ranks(layout)", False),
+    ],
+)
+def test_a_refusal_is_an_error_of_the_package_that_says_how_to_go_on(name, message, expected):
+    assert is_refusal(name, message) is expected
+
+
+def write(path, *sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(scrub(nbformat.v4.new_notebook(cells=cells)), path)
+    return path
+
+
+def test_check_names_what_a_reader_would_stumble_on(tmp_path, capsys):
+    path = write(
+        tmp_path / "00-odd.ipynb",
+        "import sys\nruns = 0\nprint('red', file=sys.stderr)",
+        "runs += 1\nruns",
+        "again = 'first' not in globals()\nfirst = 1\nassert again",
+    )
+    assert tool.main(["check", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "00-odd.ipynb, cell 0: wrote to stderr, which a reader sees in red:\nred" in said
+    assert "00-odd.ipynb, cell 1: output 0 (text/plain) differs" in said
+    assert "00-odd.ipynb, cell 2: AssertionError:  (run again)" in said
+
+
+def test_refresh_makes_check_pass_and_keeps_nothing_that_is_red(tmp_path, capsys):
+    path = write(tmp_path / "00-plain.ipynb", "print(1 + 1)")
+    assert tool.main(["check", str(path)]) == 1
+    assert tool.main(["refresh", str(path)]) == 0
+    assert tool.main(["check", str(path)]) == 0
+    assert "as committed" in capsys.readouterr().out
+    red = write(tmp_path / "01-red.ipynb", "import warnings\nwarnings.warn('IProgress not found')")
+    with pytest.raises(ValueError, match=r"wrote to stderr.*\n.*IProgress not found"):
+        tool.main(["refresh", str(red)])
 
 
 def test_one_switch_takes_the_quickstart_to_gpus():
     notebook = read(FOLDER / "00-quickstart.ipynb")
-    tool.switch(notebook, "shared_gpu")
+    switch(notebook, "shared_gpu")
     assert sum('fabric="shared_gpu"' in cell.source for cell in code_of(notebook)) == 1
     with pytest.raises(ValueError, match="0 cells say"):
-        tool.switch(notebook, "nvlink")
+        switch(notebook, "nvlink")

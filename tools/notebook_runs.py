@@ -1,0 +1,125 @@
+"""Run a notebook as a reader does: Run All in a fresh kernel, then its cells once more in the same kernel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError
+
+from mnnvl_lab import errors
+from tools.notebook_outputs import compare_cells, differences, scrub, stderr_of
+
+CELL_TIMEOUT_S = 300
+AGAIN_TIMEOUT_S = 60
+SWITCH = 'fabric="host"'
+REFUSALS = (errors.Refused, errors.RecordError)
+CLOSED, NEW_RANKS = "ranks are closed", "Ranks("  # what is said of closed ranks, and how to go on
+
+
+def execute(path: Path, workdir: Path, fabric: str = "host") -> nbformat.NotebookNode:
+    """The notebook, executed top to bottom in a fresh kernel whose current directory is `workdir`.
+
+    Args:
+        fabric: takes the place of `host` in the notebook's one switch.
+
+    Raises:
+        ValueError: another fabric is asked for and the notebook has no switch.
+        nbclient.exceptions.CellExecutionError: a cell raised, with its source and traceback.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    if fabric != "host":
+        switch(notebook, fabric)
+    with started(notebook, workdir) as client:
+        run_all(client)
+    return notebook
+
+
+def switch(notebook: nbformat.NotebookNode, fabric: str) -> None:
+    """Put `fabric` where the notebook says `fabric="host"`."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and SWITCH in cell.source]
+    if len(cells) != 1:
+        raise ValueError(f"{len(cells)} cells say {SWITCH}: a notebook that runs on GPUs has one such switch")
+    cells[0].source = cells[0].source.replace(SWITCH, f'fabric="{fabric}"')
+
+
+@contextmanager
+def started(notebook: nbformat.NotebookNode, workdir: Path) -> Iterator[NotebookClient]:
+    """A client with a fresh kernel in `workdir`; the kernel ends with the block."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    kernel = AsyncKernelManager(kernel_name="python3", transport_encryption="auto")
+    where = {"metadata": {"path": str(workdir)}}
+    client = NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where)
+    client.reset_execution_trackers()
+    with client.setup_kernel(cleanup_kc=True):  # a kernel manager that was passed in is left running otherwise
+        yield client
+
+
+def run_all(client: NotebookClient) -> None:
+    """Every cell of the client's notebook, in order; the first that raises ends the run with its error."""
+    for number, cell in enumerate(client.nb.cells):
+        client.execute_cell(cell, number)
+
+
+def problems(path: Path, workdir: Path) -> list[str]:
+    """What a reader would stumble on, one text each: none if all is well.
+
+    The notebook runs once, and must write nothing to stderr and have the outputs that are kept in its file. Then, in
+    the same kernel, every cell runs once more, in order, and must come out the same or be refused in words that say how
+    to go on.
+    """
+    kept = nbformat.read(path, as_version=4)
+    notebook = copy.deepcopy(kept)
+    with started(notebook, workdir) as client:
+        run_all(client)
+        fresh = scrub(copy.deepcopy(notebook))
+        found = [*_red(notebook), *differences(scrub(kept), fresh)]
+        code = [number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+        found += [f"{text} (run again)" for text in _again(client, code, fresh)]
+    return [f"{path.name}, {text}" for text in found]
+
+
+def _red(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    for number, cell in enumerate(notebook.cells):
+        if written := stderr_of(cell):
+            yield f"cell {number}: wrote to stderr, which a reader sees in red:\n{written}"
+
+
+def _again(client: NotebookClient, numbers: Iterable[int], fresh: nbformat.NotebookNode) -> Iterator[str]:
+    """What is wrong with cells that run once more; the first that does not end is the last."""
+    client.timeout, client.allow_errors = AGAIN_TIMEOUT_S, True
+    for number in numbers:
+        cell = client.nb.cells[number]
+        try:
+            client.execute_cell(cell, number)
+        except CellTimeoutError:
+            client.shutdown_kernel = "immediate"  # it would not answer
+            yield f"cell {number}: did not end within {AGAIN_TIMEOUT_S} s"
+            return
+        text = _refused_or_same(cell, fresh.cells[number])
+        if text:
+            yield f"cell {number}: {text}"
+
+
+def _refused_or_same(cell: nbformat.NotebookNode, before: nbformat.NotebookNode) -> str:
+    for output in cell.outputs:
+        if output.output_type == "error":
+            return "" if is_refusal(output.ename, output.evalue) else f"{output.ename}: {output.evalue}"
+        if CLOSED in output.get("text", "") and NEW_RANKS in output.text:  # the cell prints the refusal
+            return ""
+    if written := stderr_of(cell):
+        return f"wrote to stderr: {written}"
+    return compare_cells(before, scrub(nbformat.v4.new_notebook(cells=[copy.deepcopy(cell)])).cells[0])
+
+
+def is_refusal(name: str, message: str) -> bool:
+    """Whether an error is one of the package's that says how to go on; for closed ranks, that new ones are needed."""
+    known = getattr(errors, name, None)
+    if not isinstance(known, type) or not issubclass(known, REFUSALS):
+        return False
+    return CLOSED not in message or NEW_RANKS in message
