@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mnnvl_lab.errors import LabError, RankTimeout
+from mnnvl_lab.faults.dawdling import SlowPullOneSided
 from mnnvl_lab.oracle import Oracle, partial_gain, payload, reduce_slots
 from mnnvl_lab.oracle.combine import TREE_TOP_K
 from mnnvl_lab.oracle.dispatch import target_ranks
@@ -134,6 +135,76 @@ def rounds(rank, exchange, loads):
         for load in loads:
             one_round(rank, transport, load)
     return len(loads)
+
+
+def slow_pulls(rank, exchange, loads, *, slow, pause_s, active_ranks=None, ahead=False):
+    """Rounds in which one rank pulls late; with `ahead` all batches are admitted before the first round.
+
+    Sums are compared after the last round: a comparison in between would give the slow rank the time that it lacks.
+
+    Returns:
+        Rounds that were right.
+    """
+    with SlowPullOneSided(rank, exchange, slow=slow, pause_s=pause_s) as transport:
+        if active_ranks is not None and transport.ep_rank not in active_ranks:
+            return 0
+        batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
+        batches = [transport.admit(batch) if ahead else batch for batch in batches]
+        oracles = [oracle_of(exchange, load, active_ranks) for load in loads]
+        combined = [exchanged(rank, transport, *round_) for round_ in zip(loads, batches, oracles, strict=True)]
+    for got, oracle in zip(combined, oracles, strict=True):
+        check_combined(rank, exchange, got, oracle)
+    return len(loads)
+
+
+def exchanged(rank, transport, load, batch, oracle):
+    """What combine returns to this rank after a dispatch that is compared with the oracle."""
+    received = transport.dispatch(batch)
+    tokens_R = check_received(rank, transport.exchange, load, received, oracle)
+    return transport.combine(partials_of(rank, transport.exchange, load, transport, received, tokens_R))
+
+
+def collectives(rank, exchange, loads, *, active_ranks=None, ahead=False):
+    """Collective calls that each `dispatch` made, over all groups of this rank."""
+    made = []
+    with open_transport(rank, exchange) as transport:
+        if active_ranks is not None and transport.ep_rank not in active_ranks:
+            return made
+        batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
+        batches = [transport.admit(batch) if ahead else batch for batch in batches]
+        for batch in batches:
+            before = sum(group.begun for group in rank.groups.values())
+            received = transport.dispatch(batch)
+            made.append(sum(group.begun for group in rank.groups.values()) - before)
+            transport.combine(transport.partials_buffer(received))
+    return made
+
+
+def enqueued_sizes(rank, exchange, loads):
+    """What `enqueue_dispatch` says to a batch of each size, before and after the ranks have met."""
+    said = []
+    with open_transport(rank, exchange) as transport:
+        for load in loads:
+            batch = transport.admit(batch_of(rank, exchange, load)).batch
+            said.append(refusal(lambda batch=batch: enqueued_round(transport, batch)))
+            transport.meet(batch)
+            said.append(refusal(lambda batch=batch: enqueued_round(transport, batch)))
+    return said
+
+
+def enqueued_round(transport, batch):
+    transport.enqueue_prepare(batch)
+    transport.enqueue_dispatch(batch)
+    rows = transport.ep_size * batch.runtime_max_tokens
+    transport.enqueue_combine(torch.zeros(rows, transport.exchange.hidden, dtype=transport.combine_dtype))
+
+
+def different_admitted_sizes(rank, exchange, loads, *, odd):
+    """One rank dispatches another of two admitted batches than its peers; what each is told."""
+    with open_transport(rank, exchange) as transport:
+        first, *others = [transport.admit(batch_of(rank, exchange, load)) for load in loads]
+        transport.combine(transport.partials_buffer(transport.dispatch(first)))
+        return refusal(lambda: transport.dispatch(others[rank.group("ep").rank == odd]))
 
 
 def cancelling_rows(source, tokens, target, hidden):

@@ -82,3 +82,16 @@ class DawdlingTwoSided(HostTwoSided):
 
 
 DAWDLING = {"one_sided": DawdlingOneSided, "two_sided": DawdlingTwoSided}
+
+
+class SlowPullOneSided(HostOneSided):
+    """One rank pauses before each of its pulls, so that its peers are in the next round when it reads their rows."""
+
+    def __init__(self, rank, exchange, *, slow: int, pause_s: float):
+        self.slow, self.pause_s = slow, pause_s
+        super().__init__(rank, exchange)
+
+    def _pull(self, stride_bytes: int) -> torch.Tensor:
+        if self.ep_rank == self.slow:
+            time.sleep(self.pause_s)
+        return super()._pull(stride_bytes)

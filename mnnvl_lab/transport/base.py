@@ -5,6 +5,10 @@ Shapes: R ranks of the EP group, T tokens of a rank, M tokens of the fullest ran
 A transport is collective: every rank of the EP group calls the same methods in the same order. What is wrong with an
 input is found, by all ranks together, in `admit`, before a byte is sent; so `dispatch` of an admitted batch can be
 repeated and timed without that cost.
+
+Where offsets in the workspace follow M (one-sided), a round of another size than the one before could write over rows
+that a slower rank still pulls, since no barrier follows combine. Before such a round `dispatch` lets the active ranks
+meet, and `enqueue_dispatch`, which cannot wait, refuses it; rounds of one size cost nothing extra.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.transport.checks import agree, batch_problem, check_exchange, partials_problem, signature
 from mnnvl_lab.transport.exchange import Batch, Exchange, Received
+from mnnvl_lab.transport.meeting import active_group, leaves_out_ranks, moved_problem
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +56,7 @@ class Transport(ABC):
     mode: ClassVar[str]
     fabric: ClassVar[str]
     phases: ClassVar[tuple[str, ...]] = ("dispatch", "combine")
+    offsets_follow_size: ClassVar[bool] = False  # whether regions of the workspace move with M
 
     def __init__(self, rank: Rank, exchange: Exchange):
         self.rank, self.exchange = rank, exchange
@@ -58,6 +64,7 @@ class Transport(ABC):
         check_exchange(exchange)
         self._state = "idle"
         self._prepared_for: Batch | None = None
+        self._laid_out_for: int | None = None  # M whose offsets all ranks use; None before the first agreement
         self.active: tuple[int, ...] | None = None  # ep_ranks of the round in flight, None for all
         rank.watched = weakref.ref(self)
 
@@ -76,7 +83,24 @@ class Transport(ABC):
             Refused: names the first rank whose batch is wrong, the value, the rule and the remedy.
         """
         self._agree(batch, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
+        if self._laid_out_for is None and not leaves_out_ranks(batch, self.ep_size):
+            self._laid_out_for = batch.runtime_max_tokens
         return Admitted(batch=batch)
+
+    def meet(self, batch: Batch | Admitted) -> None:
+        """Wait until all active ranks have pulled their last rows and agree on the size of the next round.
+
+        `dispatch` calls this where it is due: where `runtime_max_tokens` differs from the round before. Call it before
+        `enqueue_dispatch`, or before replaying a CUDA graph, of a batch of another size. Collective over the batch's
+        active ranks; the others may be dead.
+
+        Raises:
+            Refused: the active ranks bring rounds of different form; on all of them.
+        """
+        batch = bare(batch)
+        self._finish_pulls()
+        agree(active_group(self.rank, batch), signature(batch), None)
+        self._laid_out_for = batch.runtime_max_tokens
 
     def prepare(self, batch: Batch | Admitted) -> None:
         """Exchange counts and routing ahead of `dispatch`, where the mode has that phase; `dispatch` does it if due."""
@@ -90,6 +114,8 @@ class Transport(ABC):
         with self._moving("idle", "dispatched", "dispatch"):
             admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
             self.active = admitted.batch.active_ranks
+            if self._moves(admitted.batch):
+                self.meet(admitted.batch)
             self._prepare_if_due(admitted.batch)
             received = self._dispatch(admitted.batch)
         self._sent, self._rows_received = admitted.batch, received.experts.shape[0]
@@ -121,7 +147,13 @@ class Transport(ABC):
         """
 
     def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
-        """Like `enqueue_prepare`, which the caller calls first where the mode has that phase."""
+        """Like `enqueue_prepare`, which the caller calls first where the mode has that phase.
+
+        Raises:
+            Refused: the round's size differs from the one that ranks last agreed on, so its rows could land where a
+                slower rank still pulls; `meet` first.
+        """
+        self._require_met(bare(batch))
         self._dispatch(bare(batch))
 
     def enqueue_combine(self, partials: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
@@ -135,6 +167,17 @@ class Transport(ABC):
 
         rows = received.experts.shape[0]
         return torch.zeros(rows, self.exchange.hidden, dtype=self.combine_dtype, device=received.experts.device)
+
+    def _moves(self, batch: Batch) -> bool:
+        """Whether this round's regions lie elsewhere than those of the round before."""
+        return self.offsets_follow_size and batch.runtime_max_tokens != self._laid_out_for
+
+    def _require_met(self, batch: Batch) -> None:
+        if self._moves(batch):
+            raise Refused(moved_problem(batch.runtime_max_tokens, self._laid_out_for))
+
+    def _finish_pulls(self) -> None:  # noqa: B027 on the host combine has pulled when it returns
+        """Wait for this rank's own combine."""
 
     def _misplaced(self, partials: torch.Tensor) -> str | None:
         """What is wrong with where the partials lie, for transports that take them from one place only."""
@@ -177,7 +220,7 @@ class Transport(ABC):
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
         """All ranks together; in a round that leaves out dead ranks each for itself, for those could not answer."""
-        if batch.active_ranks is None or len(set(batch.active_ranks)) >= self.ep_size:
+        if not leaves_out_ranks(batch, self.ep_size):
             agree(self.group, mine, problem)
         elif problem:
             raise Refused(f"ep_rank {self.ep_rank}: {problem}")

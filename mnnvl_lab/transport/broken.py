@@ -98,7 +98,8 @@ VARIANTS = (
         explanation=(
             "At the same size it writes where nobody reads any more. At a larger one the rows' region reaches "
             "into what was combine's, which a slow rank may still be pulling from. Ranks must meet when the size "
-            "changes; here `admit` does it."
+            "changes; here `dispatch` sees to it, also among the ranks that a mask leaves in, and for batches that "
+            "were admitted long before."
         ),
         tokens=(2, 12),
     ),

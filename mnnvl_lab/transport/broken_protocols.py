@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mnnvl_lab.transport.base import Admitted, Transport
+from mnnvl_lab.transport.base import Admitted, Transport, bare
 from mnnvl_lab.transport.epochs import Epochs
 from mnnvl_lab.transport.exchange import Batch
 from mnnvl_lab.transport.fifo import HEAD, Fifo
@@ -29,6 +29,9 @@ class Unmet(Transport):
 
     def admit(self, batch: Batch) -> Admitted:
         return Admitted(batch=batch)
+
+    def meet(self, batch: Batch | Admitted) -> None:
+        self._laid_out_for = bare(batch).runtime_max_tokens
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
         pass

@@ -2,7 +2,7 @@
 
 Dispatch puts a token's row into the workspace of every rank that owns one of its experts; combine pulls the partial
 sums from there. The functional API leaves to its caller: the barrier after initialising, equal offsets on all ranks,
-ids and token counts within range (`admit` sees to the last two).
+ids and token counts within range (`admit` sees to the last three), and a barrier before offsets move (`meet`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class FlashInferOneSided(FlashInferTransport):
     """Puts and pulls by FlashInfer's kernels. Received rows are views of the workspace, `M` rows a source."""
 
     mode = "one_sided"
+    offsets_follow_size = True
 
     def _open(self) -> None:
         import flashinfer.comm.trtllm_moe_alltoall as kernels
 
         x = self.exchange
-        self._kernels, self._views, self._view_cache, self._last_max_tokens = kernels, [], {}, None
+        self._kernels, self._views, self._view_cache = kernels, [], {}
         self.workspace = OneSidedWorkspace.of(x)
         sizes = (x.ep_size, x.max_tokens, x.dispatch_bytes_per_token, x.combine_bytes_per_token, x.eplb_stats_experts)
         asked = kernels.moe_a2a_get_workspace_size_per_rank(*sizes)
@@ -50,6 +51,7 @@ class FlashInferOneSided(FlashInferTransport):
         self._watch = FlagWatch(self._memory.own_row[: self._flags[-1].end_bytes])
 
     def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
+        self._require_met(bare(batch))
         self._round = batch = bare(batch)
         x = self.exchange
         self._views, self._combine_offset, self._eplb_stats_RE = self._kernels.moe_a2a_dispatch(
@@ -96,18 +98,10 @@ class FlashInferOneSided(FlashInferTransport):
         end = begin + rows * self.exchange.combine_bytes_per_token
         return self._memory.own_row[begin:end].view(self.combine_dtype).view(rows, self.exchange.hidden)
 
-    def _dispatch(self, batch: Batch) -> Received:
-        if batch.runtime_max_tokens != self._last_max_tokens and batch.active_ranks is None:
-            self._settle()
-        self._last_max_tokens = batch.runtime_max_tokens
-        return super()._dispatch(batch)
-
-    def _settle(self) -> None:
-        """Before offsets move: no barrier follows combine, so a peer may still pull from where new rows would land."""
+    def _finish_pulls(self) -> None:
         import torch
 
         torch.cuda.synchronize(self.rank.device)
-        self.group.barrier()
 
     def _combine(self, partials: torch.Tensor) -> torch.Tensor:
         promised = self._memory.own_row.data_ptr() + self._combine_offset

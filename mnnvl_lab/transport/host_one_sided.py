@@ -51,6 +51,7 @@ class HostOneSided(Transport):
 
     mode = "one_sided"
     fabric = "host"
+    offsets_follow_size = True
 
     def __init__(self, rank: Rank, exchange: Exchange):
         super().__init__(rank, exchange)
@@ -109,8 +110,7 @@ class HostOneSided(Transport):
         return Segments(self.group, size_bytes=plan.workspace_bytes, directory=self.rank.segment_dir)
 
     def _initialize(self) -> None:
-        """Counters, flags and tables to zero (the kernels' memset also wipes the rows, which no one reads before they
-        are written), then a barrier: a late memset would erase a peer's first epoch."""
+        """Counters, flags and tables to zero, then a barrier: a late memset would erase a peer's first epoch."""
         self._rows[self.ep_rank][: self.workspace.aux_bytes].zero_()
         self.group.barrier()
 
