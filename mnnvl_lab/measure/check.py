@@ -1,12 +1,14 @@
 """Compare a round with the oracle, on the rank's own device, and name what is wrong.
 
-Nothing is communicated: every rank knows from the seed what it must receive and what combine must return.
+Nothing is communicated: every rank knows from the seed what it must receive and what combine must return. The order of
+additions, the owners of experts and the fp8 rounding are the oracle's or this module's own, never a transport's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +16,11 @@ import torch
 from mnnvl_lab.errors import Refused, WrongResult
 from mnnvl_lab.measure.work import Work, received_gain, stand_in
 from mnnvl_lab.oracle import dispatch, partial_gain, payload, reduce_slots
-from mnnvl_lab.transport.base import Transport
-from mnnvl_lab.transport.exchange import Batch, Received
-from mnnvl_lab.transport.rows import as_e4m3
+from mnnvl_lab.oracle.rounding import E4M3_MAX
+
+if TYPE_CHECKING:
+    from mnnvl_lab.transport.base import Transport
+    from mnnvl_lab.transport.exchange import Batch, Received
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache of a core, or large enough for a GPU
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
@@ -148,8 +152,19 @@ def _slot(work: Work, rows: torch.Tensor, gain: np.ndarray, served: np.ndarray) 
     x = work.point.exchange
     partial = (rows * work.on_device(gain)[:, None]).to(_dtype(x.combine_dtype))
     if x.low_precision_combine:
-        partial = as_e4m3(partial)
+        partial = rounded_to_e4m3(partial)
     return torch.where(work.on_device(served)[:, None], partial.float(), 0.0)
+
+
+def rounded_to_e4m3(rows: torch.Tensor) -> torch.Tensor:
+    """float32: `rows` rounded to fp8 e4m3 (3 mantissa bits, least exponent -6), ties to even, saturating at 448.
+
+    By arithmetic on the exponent, on whatever device: transports round by a cast of torch or of the kernels.
+    """
+    rows = rows.float().clamp(-E4M3_MAX, E4M3_MAX)
+    exponent = torch.frexp(rows).exponent  # |row| in [2^(exponent - 1), 2^exponent)
+    step = torch.ldexp(torch.ones_like(rows), exponent.sub(1).clamp(min=-6) - 3)
+    return torch.round(rows / step) * step
 
 
 def _must_be_exact(work: Work, chunk: Chunk) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from mnnvl_lab.measure.point import Point
 from mnnvl_lab.model import Part
 from mnnvl_lab.oracle import partial_gain, payload
 from mnnvl_lab.ranks.rank import Rank
-from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.exchange import Batch, Received
-from mnnvl_lab.transport.rows import typed
+
+if TYPE_CHECKING:
+    from mnnvl_lab.transport.base import Transport
 
 FLOAT_ROWS = ("bfloat16", "float16", "float32")  # formats whose rows are numbers; others travel as bytes
 
@@ -91,7 +93,9 @@ class Work:
         raw = payload.raw_bytes(
             seed=self.point.load.seed, rank=rank, tokens=tokens, row_bytes=part.row_bytes, part=index
         )
-        return typed(self.on_device(raw), part)
+        dtype = getattr(torch, part.dtype)
+        rows = self.on_device(raw)
+        return rows.view(dtype) if len(tokens) else torch.empty(0, part.width, dtype=dtype, device=self.device)
 
 
 def stand_in(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mnnvl_lab.layout import expert_owner
+from mnnvl_lab.oracle.dispatch import owners
 from mnnvl_lab.oracle.payload import expert_gain
 
 TREE_TOP_K = (1, 2, 4, 6, 8, 10, 16, 22)  # others (12, 14, 18) take the kernel's generic fallback, a plain loop
@@ -23,6 +23,7 @@ Array = TypeVar("Array")
 def reduce_slots(slots: Sequence[Array]) -> Array:
     """The sum of K slots in the kernel's grouping: neighbours pairwise, level by level, or one after the other.
 
+    The host transports find the same grouping by another way (`mnnvl_lab.transport.slot_sum.kernel_sum`).
     Uses `+` alone, so it serves NumPy and torch alike. An odd slot out waits at the end for the next level.
     """
     level = list(slots)
@@ -41,7 +42,7 @@ def partial_gain(
 
     In slot order, product and sum rounded apart (no fused multiply-add); a choice that another rank owns adds 0.
     """
-    mine_TK = expert_owner(experts_TK, experts=experts, ep_size=ep_size) == ep_rank
+    mine_TK = owners(experts_TK, experts=experts, ep_size=ep_size) == ep_rank
     terms_TK = np.where(mine_TK, weights_TK.astype(np.float32) * expert_gain(experts_TK), np.float32(0))
     return _sum_in_order([np.zeros(len(terms_TK), dtype=np.float32), *terms_TK.T])
 

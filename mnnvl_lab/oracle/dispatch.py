@@ -6,7 +6,26 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from mnnvl_lab.layout import expert_owner
+from mnnvl_lab.errors import Refused
+
+
+def owners(experts_TK: np.ndarray, *, experts: int, ep_size: int) -> np.ndarray:
+    """int64, the shape of `experts_TK`: the rank that owns each expert.
+
+    Consecutive blocks, of which the first `experts % ep_size` hold one more: what `np.array_split` does. The transports
+    compute owners by `mnnvl_lab.layout` or in FlashInfer's kernels.
+
+    Raises:
+        Refused: an id outside `[0, experts)`.
+    """
+    ids_TK = np.asarray(experts_TK)
+    if ids_TK.size and not (0 <= ids_TK.min() and ids_TK.max() < experts):
+        raise Refused(
+            f"expert ids span {ids_TK.min()} to {ids_TK.max()}: the oracle knows those in [0, experts = {experts}); "
+            "look for the rank that made others of them"
+        )
+    blocks_R = [len(block) for block in np.array_split(np.arange(experts), ep_size)]
+    return np.repeat(np.arange(ep_size), blocks_R)[ids_TK]
 
 
 def target_ranks(
@@ -16,7 +35,7 @@ def target_ranks(
 
     `topk_target_ranks` of FlashInfer's workspace (moeAlltoAllKernels.cu, moeA2ADispatchKernel).
     """
-    owner_TK = expert_owner(experts_TK, experts=experts, ep_size=ep_size)
+    owner_TK = owners(experts_TK, experts=experts, ep_size=ep_size)
     named_TR = np.zeros((len(owner_TK), ep_size), dtype=bool)
     if active_ranks is not None:
         named_TR[:, [r for r in range(ep_size) if r not in active_ranks]] = True

@@ -1,10 +1,14 @@
-"""float32 rounded to the formats that rows travel in, to nearest and ties to even; the result is float32 again."""
+"""float32 rounded to the formats that rows travel in, to nearest and ties to even; the result is float32 again.
+
+By `ml_dtypes` and NumPy: the transports round by torch or in FlashInfer's kernels, so the two can be compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import ml_dtypes
 import numpy as np
 
 from mnnvl_lab.errors import Refused
@@ -13,19 +17,13 @@ E4M3_MAX = 448.0
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:
-    """To bfloat16: the upper half of the word, rounded; NaN stays NaN."""
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    words = x.view(np.uint32)
-    half = np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
-    rounded = ((words + half) & np.uint32(0xFFFF0000)).view(np.float32)
-    nan = np.isnan(x)
-    return np.where(nan, np.float32(np.nan), rounded) if nan.any() else rounded
+    """To bfloat16."""
+    return _cast(x, ml_dtypes.bfloat16)
 
 
 def to_fp16(x: np.ndarray) -> np.ndarray:
     """To float16; beyond 65504 to infinity."""
-    with np.errstate(over="ignore"):
-        return np.asarray(x, dtype=np.float32).astype(np.float16).astype(np.float32)
+    return _cast(x, np.float16)
 
 
 def to_fp32(x: np.ndarray) -> np.ndarray:
@@ -35,11 +33,12 @@ def to_fp32(x: np.ndarray) -> np.ndarray:
 
 def to_fp8_e4m3(x: np.ndarray) -> np.ndarray:
     """To float8 e4m3 (3 mantissa bits, least exponent -6), saturating at 448 as `cvt.rn.satfinite` does."""
-    x = np.clip(np.asarray(x, dtype=np.float32), -E4M3_MAX, E4M3_MAX)
-    _, exponent = np.frexp(x)  # |x| in [2^(exponent - 1), 2^exponent)
-    step = np.ldexp(np.float32(1), np.maximum(exponent - 1, -6) - 3)
-    with np.errstate(invalid="ignore"):  # a signalling NaN stays NaN without a word
-        return np.rint(x / step) * step
+    return _cast(np.clip(np.asarray(x, dtype=np.float32), -E4M3_MAX, E4M3_MAX), ml_dtypes.float8_e4m3fn)
+
+
+def _cast(x: np.ndarray, dtype: type) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are results here, not mistakes
+        return np.asarray(x, dtype=np.float32).astype(dtype).astype(np.float32)
 
 
 ROUNDINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from mnnvl_lab.model import Part
-from mnnvl_lab.oracle.rounding import E4M3_MAX
 
 
 def as_bytes(rows: torch.Tensor) -> torch.Tensor:
@@ -17,7 +16,8 @@ def as_bytes(rows: torch.Tensor) -> torch.Tensor:
 
 def as_e4m3(rows: torch.Tensor) -> torch.Tensor:
     """fp8 e4m3 without a scale, saturating, as `cvt.rn.satfinite` casts; torch alone makes NaN of what is beyond."""
-    return rows.float().clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    limit = torch.finfo(torch.float8_e4m3fn).max
+    return rows.float().clamp(-limit, limit).to(torch.float8_e4m3fn)
 
 
 def typed(rows: torch.Tensor, part: Part) -> torch.Tensor:

@@ -8,15 +8,15 @@ are there; tokens with the same tree are added up together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 
 import numpy as np
 import torch
 
-from mnnvl_lab.oracle.combine import reduce_slots
-
+TREE_TOP_K = (1, 2, 4, 6, 8, 10, 16, 22)  # the kernel adds up the slots of other top_k in a plain loop
 SCRATCH_BYTES = 5 << 17  # of float32 rows: with the rows they come from they should stay in a core's own cache
 
 
@@ -24,7 +24,7 @@ SCRATCH_BYTES = 5 << 17  # of float32 rows: with the rows they come from they sh
 class Trees:
     """A binary tree for each of T tokens, in Polish notation: bit 1 opens a sum, bit 0 is a row; none has no bits.
 
-    `a + b` is the sum of two trees, or the one of them that exists, so `reduce_slots` computes the tree of its order.
+    `a + b` is the sum of two trees, or the one of them that exists, so `kernel_sum` computes the tree of its order.
     """
 
     bits_T: np.ndarray
@@ -35,6 +35,22 @@ class Trees:
         below_T = self.length_T + other.length_T
         bits_T = (both_T.astype(np.int64) << below_T) | (self.bits_T << other.length_T) | other.bits_T
         return Trees(bits_T=bits_T, length_T=below_T + both_T)
+
+
+def kernel_sum(slots: Sequence[Trees]) -> Trees:
+    """The sum of K slots as the kernel groups it.
+
+    A tree splits its slots behind the largest power of two that leaves some on the right. Other K are summed from the
+    left (two-sided takes any K and leaves the order to `torch.sum`).
+    """
+    return _tree(slots) if len(slots) in TREE_TOP_K else reduce(add, slots)
+
+
+def _tree(slots: Sequence[Trees]) -> Trees:
+    if len(slots) == 1:
+        return slots[0]
+    left = 1 << ((len(slots) - 1).bit_length() - 1)
+    return _tree(slots[:left]) + _tree(slots[left:])
 
 
 @lru_cache(maxsize=4096)
@@ -59,7 +75,7 @@ def groups(filled_TK: np.ndarray) -> Iterator[tuple[tuple[tuple[int, int], ...],
     """Tokens with the same tree: its additions, the number of its rows, the tokens ascending."""
     nothing_T = np.zeros(len(filled_TK), np.int64)
     slots = [Trees(bits_T=nothing_T, length_T=filled_T.astype(np.int64)) for filled_T in filled_TK.T]
-    trees = reduce_slots(slots)
+    trees = kernel_sum(slots)
     key_T = trees.bits_T << 1 | (trees.length_T > 0)
     order = np.argsort(key_T, kind="stable")
     for tokens in np.split(order, np.flatnonzero(np.diff(key_T[order])) + 1):
