@@ -1,14 +1,12 @@
-"""The least time that the bytes allow on a link, to be said, and drawn, before anything is measured.
+"""Lower bounds: the least time that the bytes of a round allow, computed and drawn before anything is measured.
 
 All ranks send and receive at once, each over its own link, so the fullest sender or the fullest receiver counts. What a
-rank sends to itself crosses no link. No latency is in it: the bound of no bytes is no time.
+rank sends to itself crosses no link. No latency is in it: the bound of no bytes is 0. `link_rates` gives the rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
@@ -63,21 +61,6 @@ class Link:
         return getattr(self, f"{by_kernel if rate == 'kernel' else rate}_gigabytes_per_s")
 
 
-LINKS: Mapping[str, Link] = MappingProxyType(
-    {
-        "h100_pair": Link(
-            name="two H100 SXM over NV18",
-            stores_gigabytes_per_s=737 / 2,
-            loads_gigabytes_per_s=672 / 2,
-            copy_gigabytes_per_s=393,
-            nominal_gigabytes_per_s=450,
-            source="measured 2026-11-24, driver 580.159.04: Triton copy kernel 737 (stores) and 672 (loads) GB/s, "
-            "both ways summed; copy engine 393 GB/s one way; nominal: NVIDIA H100 datasheet",
-        ),
-    }
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Bound:
     """The least time of a phase.
@@ -125,11 +108,13 @@ def combine_bound(bytes_RR: np.ndarray, *, link: Link, rate: str = "kernel") -> 
 def round_bound(dispatch_RR: np.ndarray, combine_RR: np.ndarray, *, link: Link, rate: str = "kernel") -> Bound:
     """Least time of a dispatch and then its combine, both `[source, target]` of the dispatch."""
     phases = dispatch_bound(dispatch_RR, link=link, rate=rate), combine_bound(combine_RR, link=link, rate=rate)
+    there, back = (link.gigabytes_per_s(phase, rate) for phase in ("dispatch", "combine"))
+    both = f"{there:.0f} GB/s" if there == back else f"{there:.0f} GB/s in dispatch, {back:.0f} in combine"
     return Bound(
         phase="round",
         fullest_bytes=sum(bound.fullest_bytes for bound in phases),
         latency_us=sum(bound.latency_us for bound in phases),
-        basis=phases[0].basis,
+        basis=f"{link.name}: {both}",
     )
 
 
@@ -153,9 +138,13 @@ def host_bound(bytes_RR: np.ndarray, *, phase: str, memory_copy_gigabytes_per_s:
 
 
 def _link_bound(phase: str, bytes_RR: np.ndarray, link: Link, rate: str) -> Bound:
-    size = fullest_bytes(bytes_RR)
-    latency_us = _microseconds(size, link.gigabytes_per_s(phase, rate))
-    return Bound(phase=phase, fullest_bytes=size, latency_us=latency_us, basis=f"{link.name}, {rate} rate")
+    size, gigabytes_per_s = fullest_bytes(bytes_RR), link.gigabytes_per_s(phase, rate)
+    return Bound(
+        phase=phase,
+        fullest_bytes=size,
+        latency_us=_microseconds(size, gigabytes_per_s),
+        basis=f"{link.name}: {gigabytes_per_s:.0f} GB/s",
+    )
 
 
 def _microseconds(size_bytes: int, gigabytes_per_s: float) -> float:

@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mnnvl_lab.bounds import LINKS, Link, combine_bound, dispatch_bound, fullest_bytes, host_bound, round_bound
+from mnnvl_lab import recorded
+from mnnvl_lab.bounds import Link, combine_bound, dispatch_bound, fullest_bytes, host_bound, round_bound
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.hardware import GPUS
+from mnnvl_lab.link_rates import NVLINK_GIGABYTES_PER_S, measured_link, nominal_link
 
-PAIR = LINKS["h100_pair"]
+PAIR = measured_link(recorded.load("h100x2_nvlink_links", kind="links"))
+H100_PAIR = ("2 x NVIDIA H100 80GB HBM3", "NVLink x 18, 1 of 1 pairs peer to peer")
 tables = st.integers(1, 8).flatmap(lambda ranks: arrays(np.int64, (ranks, ranks), elements=st.integers(0, 10**9)))
 
 
@@ -27,13 +30,13 @@ def test_the_pair_at_4096_tokens_by_kernels():
     rows = measured_traffic()
     dispatch, combine = dispatch_bound(rows, link=PAIR), combine_bound(rows, link=PAIR)
     assert dispatch.fullest_bytes == pytest.approx(58.5e6, rel=1e-3)
-    assert (round(dispatch.latency_us), round(combine.latency_us)) == (159, 174)
-    assert round(round_bound(rows, rows, link=PAIR).latency_us) == 333
+    assert (round(dispatch.latency_us), round(combine.latency_us)) == (164, 179)
+    assert round(round_bound(rows, rows, link=PAIR).latency_us) == 344
 
 
 def test_the_pair_at_4096_tokens_by_the_copy_engine_and_on_paper():
     rows = measured_traffic()
-    assert round(round_bound(rows, rows, link=PAIR, rate="copy").latency_us) == 298
+    assert round(round_bound(rows, rows, link=PAIR, rate="copy").latency_us) == 306
     assert round_bound(rows, rows, link=PAIR, rate="nominal").latency_us == pytest.approx(2 * 58.52e6 / 450e3, rel=1e-3)
 
 
@@ -62,7 +65,7 @@ def test_one_hot_receiver_sets_the_time():
     table[1:, 0] = 450_000
     bound = dispatch_bound(table, link=Link.on_paper(GPUS["h100"]))
     assert bound.latency_us == pytest.approx(3.0)
-    assert str(bound) == "dispatch: at least 3.0 µs for 1.4 MB (H100 SXM, nominal, kernel rate)"
+    assert str(bound) == "dispatch: at least 3.0 µs for 1.4 MB (H100 SXM, nominal: 450 GB/s)"
 
 
 def test_a_link_on_paper_has_the_gpus_rate_for_everything():
@@ -74,6 +77,50 @@ def test_a_link_on_paper_has_the_gpus_rate_for_everything():
 def test_on_the_host_all_bytes_share_one_memory():
     bound = host_bound(np.array([[1, 2], [3, 4]]) * 10**6, phase="dispatch", memory_copy_gigabytes_per_s=5)
     assert (bound.fullest_bytes, bound.latency_us) == (10**7, pytest.approx(2000))
+
+
+def test_the_recorded_link_is_the_median_of_its_samples():
+    samples = recorded.load("h100x2_nvlink_links", kind="links").query("direction == 'both_ways'")
+    latency_us = samples.groupby("quantity")["latency_us"].median()
+    assert PAIR.stores_gigabytes_per_s == pytest.approx(2**28 / latency_us["kernel_stores"] / 1e3)
+    assert PAIR.loads_gigabytes_per_s == pytest.approx(2**28 / latency_us["kernel_loads"] / 1e3)
+    assert PAIR.nominal_gigabytes_per_s == 450
+
+
+@pytest.mark.parametrize(
+    ("device", "links", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 18, GPUS["h100"].nvlink_gigabytes_per_s),
+        ("NVIDIA H200", 18, GPUS["h200"].nvlink_gigabytes_per_s),
+        ("NVIDIA B200", 18, GPUS["b200"].nvlink_gigabytes_per_s),
+        ("NVIDIA GB200", 18, GPUS["gb200"].nvlink_gigabytes_per_s),
+        ("NVIDIA H100 NVL", 12, 300),
+    ],
+)
+def test_on_paper_the_topology_gives_the_rate(device, links, rate):
+    link = nominal_link(f"8 x {device}", f"NVLink x {links}, 28 of 28 pairs peer to peer")
+    assert link.nominal_gigabytes_per_s == link.stores_gigabytes_per_s == rate
+    assert f"{links} NVLinks" in link.name
+
+
+@pytest.mark.parametrize(
+    ("device", "topology"),
+    [
+        ("2 x NVIDIA H100 PCIe", "NVLink x 0, 0 of 1 pairs peer to peer"),
+        (H100_PAIR[0], "NVLink x 18, 0 of 1 pairs peer to peer"),
+        ("2 x NVIDIA H100 of tomorrow", H100_PAIR[1]),
+        ("1 x NVIDIA H100 80GB HBM3 + 1 x NVIDIA H200", H100_PAIR[1]),
+        (H100_PAIR[0], "one GPU"),
+        ("", ""),
+    ],
+)
+def test_without_links_or_with_unknown_ones_there_is_no_rate(device, topology):
+    assert nominal_link(device, topology) is None
+
+
+def test_rates_on_paper_go_by_whole_names():
+    assert all(nominal_link(f"2 x {name}", H100_PAIR[1]) for name in NVLINK_GIGABYTES_PER_S)
+    assert nominal_link("2 x H100", H100_PAIR[1]) is None
 
 
 def test_refusals():

@@ -1,6 +1,8 @@
 """Figures by their labels and the data of their artists; never by pixels."""
 
+from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from mnnvl_lab import plots, records
+from mnnvl_lab import link_rates, plots, recorded, records
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.hardware import require_gpu
 from mnnvl_lab.layout import Layout
@@ -18,6 +20,7 @@ from mnnvl_lab.need import Need
 from mnnvl_lab.plots.lines import spread
 from mnnvl_lab.plots.look import STROKES, ink_on, strokes
 from mnnvl_lab.plots.scales import size_words
+from mnnvl_lab.routing import Load, parse, traffic
 from mnnvl_lab.workspace import OneSidedWorkspace
 from tests.test_records import origin, samples
 
@@ -134,17 +137,95 @@ class TestLatency:
         assert 0 in ax.get_xticks()
 
 
+H100_PAIR = {"device": "2 x NVIDIA H100 80GB HBM3", "topology": "NVLink x 18, 1 of 1 pairs peer to peer"}
+
+
 class TestLimits:
-    def test_two_h100_are_bound_by_what_kernels_reach(self):
-        """Expected: 58.5 MB each way, stores at 737 / 2 and loads at 672 / 2 GB/s, as measured on such a pair."""
-        pair = {"fabric": "nvlink", "tp": 1, "dp": 2, "ep_size": 2, "tokens": 4096}
-        rows = samples(**pair, hidden=7168, experts=256, top_k=8)
-        table = records.new_table(rows, origin(device="2 x NVIDIA H100 80GB HBM3"))
-        expected = {"dispatch": 159, "combine": 174, "round": 333}
-        for phase, latency_us in expected.items():
-            bound = plots.limits(table.assign(phase=phase))
-            assert bound["latency_us"].iloc[0] == pytest.approx(latency_us, rel=0.02)
-            assert bound["tokens"].tolist() == [4096]
+    PAIR = MappingProxyType({"fabric": "nvlink", "tp": 1, "dp": 2, "ep_size": 2, "tokens": 4096})
+    SHAPE = MappingProxyType({"hidden": 7168, "experts": 256, "top_k": 8})
+
+    def pair(self, **fields):
+        further = {name: fields.pop(name) for name in ("device", "topology") if name in fields}
+        return records.new_table(samples(**(self.PAIR | self.SHAPE | fields)), origin(**(H100_PAIR | further)))
+
+    def bound_us(self, table, **more):
+        (latency_us,) = plots.limits(table, **more)["latency_us"]
+        return latency_us
+
+    def test_two_h100_are_bound_by_what_bare_kernels_reached(self):
+        """58.8 MB of rows, ids and weights there and 58.5 MB of rows back, at the recorded 356 and 326 GB/s."""
+        rates = link_rates.limits(recorded.load("h100x2_nvlink_links", kind="links"))
+        both_ways = rates.query("direction == 'both_ways'").set_index("quantity")["gigabytes_per_s"] / 2
+        there_us, back_us = 58.8e3 / both_ways["kernel_stores"], 58.5e3 / both_ways["kernel_loads"]
+        for phase, latency_us in {"dispatch": there_us, "combine": back_us, "round": there_us + back_us}.items():
+            assert self.bound_us(self.pair(phase=phase)) == pytest.approx(latency_us, rel=0.002)
+
+    def test_no_recorded_point_is_below_its_bound(self):
+        for name in recorded.names():
+            if "nvlink" in name and name.rsplit("_", 1)[1] in ("bf16", "fp8", "kernel", "again", "stragglers"):
+                table = recorded.load(name)
+                for _, part in table.groupby(["clock", "phase", "routing", "mode"]):
+                    bounds = plots.limits(part)
+                    if bounds is not None:
+                        slowest = records.slowest_rank(part).groupby("tokens")["latency_us"].min()
+                        assert (slowest.reindex(bounds["tokens"]).to_numpy() > bounds["latency_us"]).all(), name
+
+    def test_combine_in_fp8_moves_half_of_the_bytes_back(self):
+        bf16, fp8 = (self.bound_us(self.pair(phase="combine", low_precision_combine=low)) for low in (False, True))
+        assert fp8 == pytest.approx(bf16 / 2)
+        there = [self.bound_us(self.pair(phase="dispatch", low_precision_combine=low)) for low in (False, True)]
+        assert there[0] == there[1]
+        whole = self.bound_us(self.pair(low_precision_combine=True))
+        assert whole == pytest.approx(there[0] + fp8)
+
+    def test_options_that_move_other_bytes_have_bounds_of_their_own(self):
+        one = samples(**self.PAIR, **self.SHAPE, low_precision_combine=False)
+        other = samples(**self.PAIR, **self.SHAPE, mode="two_sided", low_precision_combine=True)
+        bounds = plots.limits(records.new_table([*one, *other], origin(**H100_PAIR))).set_index("bound")["latency_us"]
+        names = ["least for the bytes, combine not in fp8", "least for the bytes, combine in fp8"]
+        assert bounds.index.tolist() == names
+        assert bounds.iloc[1] < bounds.iloc[0]
+
+    @pytest.mark.parametrize("counts", ["96,0", "0,96", "96,32"])
+    def test_a_ragged_load_is_bound_by_its_own_rows(self, counts):
+        table = self.pair(tokens=96, phase="dispatch")
+        load = Load(routing=parse("uniform"), tokens=tuple(map(int, counts.split(","))))
+        rows_RR = traffic.rows_RR(load, experts=256, top_k=8, ep_size=2, logical=False)
+        sent_bytes = max(rows_RR.sum(axis=0).max(), rows_RR.sum(axis=1).max()) * (7168 * 2 + 64)
+        link = link_rates.measured_link(recorded.load("h100x2_nvlink_links", kind="links"))
+        ragged_us = self.bound_us(table.assign(token_counts=counts))
+        assert ragged_us == pytest.approx(sent_bytes / link.stores_gigabytes_per_s / 1e3)
+        assert self.bound_us(table) >= ragged_us
+
+    def test_a_ragged_load_on_host_copies_fewer_rows(self):
+        table = records.new_table(samples(), origin(memory_copy_gigabytes_per_s=10.0))
+        assert self.bound_us(table.assign(token_counts="16,0,0,0")) < 0.3 * self.bound_us(table)
+
+    def test_other_devices_of_the_same_name_do_not_get_the_rates_of_the_pair(self):
+        """Eight GPUs behind a switch, fewer links, no links: what is on paper, or nothing."""
+        pair_us = self.bound_us(self.pair())
+        eight = self.pair(device="8 x NVIDIA H100 80GB HBM3", topology="NVLink x 18, 28 of 28 pairs peer to peer")
+        nvl = self.pair(device="2 x NVIDIA H100 NVL", topology="NVLink x 12, 1 of 1 pairs peer to peer")
+        pcie = self.pair(device="2 x NVIDIA H100 PCIe", topology="NVLink x 0, 0 of 1 pairs peer to peer")
+        assert self.bound_us(nvl) == pytest.approx(1.5 * self.bound_us(eight))
+        assert self.bound_us(eight) < pair_us
+        assert "nominal" in plots.limits(eight)["basis"].iloc[0]
+        assert plots.limits(pcie) is None
+
+    def test_rates_measured_on_the_machine_itself_take_precedence(self):
+        links = recorded.load("h100x2_nvlink_links", kind="links")
+        slower = links.assign(latency_us=2 * links["latency_us"])
+        slower.attrs = links.attrs
+        assert self.bound_us(self.pair(), links=slower) == pytest.approx(2 * self.bound_us(self.pair()))
+
+    def test_without_the_checkout_the_rates_are_those_on_paper(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(recorded, "names", partial(recorded.names, folder=tmp_path))
+        assert "nominal" in plots.limits(self.pair())["basis"].iloc[0]
+
+    def test_several_machines_have_no_bound_in_common(self):
+        other = self.pair(device="2 x NVIDIA H200")
+        both = records.join([self.pair(), other], by=("device",))
+        assert plots.limits(both) is None
 
     def test_host_copies_all_rows_through_one_memory(self):
         table = records.new_table(samples(), origin(memory_copy_gigabytes_per_s=10.0))
@@ -153,15 +234,19 @@ class TestLimits:
         assert 4 * 16 * sent / 10e3 <= bound <= 4 * 16 * 2 * sent / 10e3
 
     @pytest.mark.parametrize(
-        "unknown", [{"phase": "prepare"}, {"routing": "replay:abc"}, {"fabric": "shared_gpu"}, {"fabric": "nvlink"}]
+        "unknown",
+        [{"phase": "prepare"}, {"routing": "replay:abc"}, {"fabric": "shared_gpu"}, {"fabric": "nvlink"}, {}],
     )
     def test_no_bound_where_none_is_known(self, unknown):
         assert plots.limits(records.new_table(samples(**unknown), origin())) is None
 
-    def test_the_basis_stands_in_the_caption(self, measured, ax):
-        plots.latency(measured, bounds=plots.limits(measured), ax=ax)
-        assert "least for the bytes" in words(ax, "label")
-        assert "GB/s copied" in words(ax, "caption")[0]
+    def test_looking_up_a_bound_measures_nothing(self, monkeypatch):
+        def measure(*_, **__):
+            raise AssertionError("a bound was measured")
+
+        monkeypatch.setattr("mnnvl_lab.records.machine.memory_copy_gigabytes_per_s", measure)
+        monkeypatch.setattr("mnnvl_lab.records.machine.find_gpus", measure)
+        assert self.bound_us(self.pair()) > 0
 
 
 class TestMemory:

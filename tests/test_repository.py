@@ -18,7 +18,7 @@ FLOW = (
     ("layout",),
     ("model",),
     ("hardware", "routing", "need"),
-    ("workspace", "limits", "bounds", "oracle"),
+    ("workspace", "limits", "bounds", "link_rates", "oracle"),
     ("planner",),
     ("ranks", "postmortem"),
     ("transport",),

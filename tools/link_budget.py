@@ -6,7 +6,7 @@ import pandas as pd
 
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab import recorded, records
-from mnnvl_lab.measure.links import limits
+from mnnvl_lab.link_rates import limits
 from tools.pages import markdown
 
 BARE = {"dispatch": "kernel_stores", "combine": "kernel_loads"}

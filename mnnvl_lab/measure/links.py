@@ -11,12 +11,9 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
 
-from mnnvl_lab.bounds import Link
-from mnnvl_lab.errors import Refused
-from mnnvl_lab.hardware import Gpu
+from mnnvl_lab.link_rates import limits, measured_link, require_limit
 from mnnvl_lab.ranks import Ranks
 
 QUANTITIES: Mapping[str, str] = MappingProxyType(
@@ -32,6 +29,8 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
 )
 """What is measured. `direction` tells `one_way` and `both_ways` over a link, `local` in one GPU, `one_rank` and
 `all_ranks` at once on a host, and `there_and_back`."""
+
+__all__ = ["QUANTITIES", "LinkSample", "limits", "link_samples", "measure_links", "measured_link", "require_limit"]
 
 SIZE_BYTES: Mapping[str, int] = MappingProxyType({"host": 32 << 20, "nvlink": 256 << 20, "shared_gpu": 256 << 20})
 """Bytes of one copy: several times the caches of a GPU; on a host what two cores copy in some milliseconds."""
@@ -113,55 +112,6 @@ def measure_links(
     table = pd.DataFrame([asdict(sample) for sample in chain.from_iterable(per_rank)]).assign(fabric=ranks.fabric)
     table.attrs = {"mnnvl_lab": dict(provenance)}
     return table
-
-
-def limits(samples: pd.DataFrame) -> pd.DataFrame:
-    """Medians: `quantity, direction, moved_bytes, latency_us, gigabytes_per_s, samples`; no bytes, no rate."""
-    groups = samples.groupby(["quantity", "direction", "moved_bytes"], sort=False)["latency_us"]
-    table = groups.agg(latency_us="median", samples="size").reset_index()
-    rate = table["moved_bytes"] / table["latency_us"] / 1e3
-    table.insert(4, "gigabytes_per_s", rate.where(table["moved_bytes"] > 0, np.nan))
-    table.attrs = dict(samples.attrs)
-    return table
-
-
-def require_limit(samples: pd.DataFrame, quantity: str, direction: str) -> pd.Series:
-    """The row of `limits` for a quantity and direction; the largest copy where there are several.
-
-    Raises:
-        Refused: it was not measured.
-    """
-    table = limits(samples)
-    found = table[(table["quantity"] == quantity) & (table["direction"] == direction)]
-    if found.empty:
-        there = ", ".join(f"{row.quantity} {row.direction}" for row in table.itertuples())
-        raise Refused(
-            f"{quantity} {direction} was not measured, only {there}: a link needs two GPUs that reach each other; "
-            "measure on a machine that has them"
-        )
-    return found.loc[found["moved_bytes"].idxmax()]
-
-
-def measured_link(samples: pd.DataFrame, *, gpu: Gpu) -> Link:
-    """The link between two GPUs, with the rates of this run.
-
-    Args:
-        samples: of `measure_links`.
-        gpu: for the nominal rate.
-
-    Raises:
-        Refused: the run had no link.
-    """
-    origin = samples.attrs.get("mnnvl_lab", {})
-    device = origin.get("device", gpu.name)
-    return Link(
-        name=f"{device}, measured",
-        stores_gigabytes_per_s=require_limit(samples, "kernel_stores", "both_ways")["gigabytes_per_s"] / 2,
-        loads_gigabytes_per_s=require_limit(samples, "kernel_loads", "both_ways")["gigabytes_per_s"] / 2,
-        copy_gigabytes_per_s=require_limit(samples, "copy_engine", "one_way")["gigabytes_per_s"],
-        nominal_gigabytes_per_s=gpu.nvlink_gigabytes_per_s,
-        source=f"measured {origin.get('created_at', 'in this process')} on {device}; nominal: {gpu.source}",
-    )
 
 
 def memory_copy_gigabytes_per_s(samples: pd.DataFrame) -> float:

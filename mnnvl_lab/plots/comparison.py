@@ -59,10 +59,22 @@ def comparison(table: pd.DataFrame, *, x: str = "tokens", hue: str = "mode", ax:
             ax,
             f"{fabric} · {clock} clock · medians over iterations of the slowest rank",
             *(f"{name}: {_origin(table.attrs.get(key, {}))}" for name, key in SIDES),
-            "filled: samples differ; hollow: they could be of one distribution, or are too few to tell",
-            "bar: changes that the samples of the point leave open",
+            *_markers(ordered),
         )
     return ax
+
+
+def _markers(table: pd.DataFrame) -> list[str]:
+    """What the markers and bars that are drawn mean."""
+    differ = table["verdict"].isin(("faster", "slower"))
+    markers = {
+        "filled: samples differ": differ.any(),
+        "hollow: they could be of one distribution, or are too few to tell": (~differ).any(),
+    }
+    lines = ["; ".join(text for text, drawn in markers.items() if drawn)]
+    if np.isfinite(table["high_percent"]).any():
+        lines.append("bar: changes that the samples of the point leave open")
+    return lines
 
 
 def _line(ax: Axes, line: pd.DataFrame, x: str, stroke: Stroke, shift: float) -> None:

@@ -32,15 +32,18 @@ def context(
         by: columns that tell the lines apart, and name them.
 
     Raises:
-        Refused: figures of several quantities, units, phases or clocks, which one line of an axis cannot mean.
+        Refused: figures of several quantities, units, phases or clocks, which one line of an axis cannot mean; or
+            none that has a place along `x`.
     """
     for name in ("quantity", "unit", "phase", "clock"):
         if figures[name].nunique() != 1:
             raise Refused(f"{name} has the values {', '.join(figures[name].unique())}: draw one; select it first")
-    before = ax.get_ylim()
+    figures, before = figures.dropna(subset=[x, "value"]), ax.get_ylim()
+    if figures.empty:
+        raise Refused(f"no published figure has both {x} and a value: there is nothing to draw; select other rows")
     lines = []
     for (names, line), dashes in zip(figures.groupby(list(by), sort=False), cycle(DASHES), strict=False):
-        rows = line.dropna(subset=[x]).sort_values(x)
+        rows = line.sort_values(x)
         label = " · ".join(str(name) for name in names if name != "")
         xs, ys = rows[x].to_numpy(float), rows["value"].to_numpy(float)
         lines += ax.plot(xs, ys, color=QUIET, alpha=0.75, linestyle=dashes, linewidth=1.2, marker=".", label=label)

@@ -38,7 +38,8 @@ def draw(table: pd.DataFrame, *, clock: str = "graph", phase: str = "round", ax:
             ax.fill_between(
                 line["tokens"], line["low_us"], line["high_us"], color=stroke.color, alpha=0.16, linewidth=0
             )
-        for change in crossover.crossings(table, clock=clock, phase=phase).itertuples():
+        changes = crossover.crossings(table, clock=clock, phase=phase)
+        for change in changes.itertuples():
             ax.axvspan(change.tokens_low, change.tokens_high, color=QUIET, alpha=0.25, linewidth=0, gid="crossing")
         ax.axhline(1, color=QUIET, linewidth=0.8, zorder=1)
         dress(ax.xaxis, "tokens", relative["tokens"].to_numpy())
@@ -46,7 +47,8 @@ def draw(table: pd.DataFrame, *, clock: str = "graph", phase: str = "round", ax:
         ax.legend(frameon=False)
         head(ax, f"Who is ahead at a {phase}, by tokens a rank", load_words(table, ("tokens",)))
         shown = table[(table["clock"] == clock) & (table["phase"] == phase)]
-        caption(ax, f"{origin(shown)} · bands: 95 % of the median; grey: where two change places")
+        words = "bands: 95 % of the median" + ("; grey: where two change places" if len(changes) else "")
+        caption(ax, f"{origin(shown)} · {words}")
     return ax
 
 

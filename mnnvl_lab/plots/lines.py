@@ -51,14 +51,16 @@ def latency(
         ]
         shown, floor_us = np.concatenate([derived["p50_us"], derived["min_us"], derived["p90_us"]]), None
         if bounds is not None:
-            ends += [_bound(ax, line, x) for _, line in bounds.sort_values(x).groupby("bound", sort=False)]
             floor_us = shown.min() / BELOW
             shown = np.concatenate([shown, bounds["latency_us"].clip(lower=floor_us)])
-        _finish(ax, x, "latency_us", derived[x].to_numpy(), shown, ends, bottom=floor_us)
+        _set_axes(ax, x, "latency_us", derived[x].to_numpy(), shown, bottom=floor_us)
+        in_view = _in_view(ax, x, bounds)
+        ends += [_bound(ax, line, x) for _, line in in_view.sort_values(x).groupby("bound", sort=False)]
+        _label_ends(ax, ends)
         phases = ", ".join(table["phase"].unique())
         head(ax, f"Latency of {_article(phases)} by {_lower(x)}", load_words(table, (x, hue)))
         statistic = "median over iterations of the slowest rank; band: least to 90th percentile"
-        caption(ax, origin(table), statistic, *_bases(bounds))
+        caption(ax, origin(table), statistic, *_bases(in_view))
     return ax
 
 
@@ -76,7 +78,8 @@ def memory(
     with style():
         ax = new_axes(ax)
         ends = [_line(ax, line, x, y, stroke) for line, stroke in _split(ordered, hue)]
-        _finish(ax, x, y, ordered[x].to_numpy(), ordered[y].to_numpy(), ends)
+        _set_axes(ax, x, y, ordered[x].to_numpy(), ordered[y].to_numpy())
+        _label_ends(ax, ends)
         head(ax, f"{require_column(y).label} by {_lower(x)}", load_words(table, (x, hue)))
         caption(ax, f"computed for {provenance_of(table).get('device', 'any device')}, not measured")
     return ax
@@ -119,34 +122,41 @@ def _line(ax: Axes, line: pd.DataFrame, x: str, y: str, stroke: Stroke, band: tu
     return line[x].iloc[-1], line[y].iloc[-1], stroke.label, stroke.color
 
 
+def _in_view(ax: Axes, x: str, bounds: pd.DataFrame | None) -> pd.DataFrame:
+    """The bounds of which some point lies within the axis: others are neither drawn nor named."""
+    if bounds is None:
+        return pd.DataFrame(columns=[x, "bound", "latency_us", "basis"])
+    possible = bounds[bounds["latency_us"] > 0]
+    low_us, high_us = ax.get_ylim()
+    seen = possible.loc[possible["latency_us"].between(low_us, high_us), "bound"].unique()
+    return possible[possible["bound"].isin(seen)]
+
+
 def _bound(ax: Axes, line: pd.DataFrame, x: str):
-    possible = line[line["latency_us"] > 0]
-    name = str(possible["bound"].iloc[0])
-    ax.plot(
-        possible[x], possible["latency_us"], color=QUIET, linestyle=(0, (5, 2)), linewidth=1.2, label=name, zorder=1
-    )
-    return possible[x].iloc[-1], possible["latency_us"].iloc[-1], name, QUIET
+    name, before = str(line["bound"].iloc[0]), ax.get_ylim()
+    dashes = {"color": QUIET, "linestyle": (0, (5, 2)), "linewidth": 1.2}
+    ax.plot(line[x], line["latency_us"], label=name, zorder=1, gid="bound", **dashes)
+    ax.set_ylim(before)
+    return line[x].iloc[-1], line["latency_us"].iloc[-1], name, QUIET
 
 
-def _bases(bounds: pd.DataFrame | None) -> list[str]:
+def _bases(bounds: pd.DataFrame) -> list[str]:
     """What each bound rests on, for the caption."""
-    if bounds is None or "basis" not in bounds:
+    if "basis" not in bounds:
         return []
     return [f"{name}: {basis}" for name, basis in bounds[["bound", "basis"]].drop_duplicates().to_numpy()]
 
 
-def _finish(
-    ax: Axes, x: str, y: str, xs: np.ndarray, ys: np.ndarray, ends: list, *, bottom: float | None = None
-) -> None:
-    """Axes first, then the labels, whose places depend on them."""
+def _set_axes(ax: Axes, x: str, y: str, xs: np.ndarray, ys: np.ndarray, *, bottom: float | None = None) -> None:
+    """Scales, ticks and limits, before anything is placed by them."""
     dress(ax.xaxis, x, xs)
     dress(ax.yaxis, y, ys)
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=0, top=1.08 * ys.max())
     elif bottom is not None:
-        ax.set_ylim(bottom=max(bottom, ax.get_ylim()[0]))
+        pad = (ys.max() / ys.min()) ** ax.margins()[1]
+        ax.set_ylim(bottom=max(bottom, ys.min() / pad), top=ys.max() * pad)
     ax.grid(visible=False, axis="x")
-    _label_ends(ax, ends)
 
 
 def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mnnvl_lab.plots.look import FAINT, QUIET, caption, head, new_axes, strokes, style
+from mnnvl_lab.plots.look import FAINT, QUIET, Stroke, caption, head, new_axes, strokes, style
 from mnnvl_lab.plots.scales import dress
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ BANDS_PERCENT = (10, 25)
 
 
 def prediction_errors(table: pd.DataFrame, *, device: str, ax: Axes | None = None) -> Axes:
-    """Error of each point over its recorded latency; filled where a rank has a GPU of its own.
+    """Error of each point over its recorded latency; filled where each rank has a GPU of its own.
 
     Args:
         table: as `latency_model.leave_one_out` and `held_against` return it.
@@ -29,18 +29,8 @@ def prediction_errors(table: pd.DataFrame, *, device: str, ax: Axes | None = Non
             ax.axhspan(-percent, percent, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
         for mode, stroke in strokes(list(table["mode"].unique())).items():
             of_mode = table[table["mode"] == mode]
-            for fabric, points in of_mode.groupby("fabric"):
-                alone = fabric == "nvlink"
-                ax.scatter(
-                    points["latency_us"],
-                    points["error_percent"],
-                    marker=stroke.marker,
-                    s=26,
-                    facecolor=stroke.color if alone else "none",
-                    edgecolor=stroke.color,
-                    label=stroke.label if alone else None,
-                    zorder=3 if alone else 2,
-                )
+            for place, (fabric, points) in enumerate(of_mode.groupby("fabric", sort=False)):
+                _points(ax, points, stroke, alone=fabric == "nvlink", label=None if place else stroke.label)
         ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
         dress(ax.xaxis, "latency_us", table["latency_us"].to_numpy())
         ax.set_xlabel("Recorded latency of a round (µs)")
@@ -48,8 +38,29 @@ def prediction_errors(table: pd.DataFrame, *, device: str, ax: Axes | None = Non
         ax.legend(frameon=False, ncols=2, loc="upper right")
         head(ax, "How far predictions of points left out of the fit miss", _words(table))
         bands = " and ".join(map(str, BANDS_PERCENT))
-        caption(ax, f"{device} · graph clock", f"filled: a GPU a rank; hollow: ranks share GPUs · bands: {bands} %")
+        caption(ax, f"{device} · graph clock", f"{_markers(table)} · bands: {bands} %")
     return ax
+
+
+def _points(ax: Axes, points: pd.DataFrame, stroke: Stroke, *, alone: bool, label: str | None) -> None:
+    ax.scatter(
+        points["latency_us"],
+        points["error_percent"],
+        marker=stroke.marker,
+        s=26,
+        facecolor=stroke.color if alone else "none",
+        edgecolor=stroke.color,
+        label=label,
+        gid="filled" if alone else "hollow",
+        zorder=3 if alone else 2,
+    )
+
+
+def _markers(table: pd.DataFrame) -> str:
+    """What the markers that are drawn mean."""
+    alone = table["fabric"] == "nvlink"
+    words = {"filled: one GPU per rank": alone.any(), "hollow: ranks share GPUs": (~alone).any()}
+    return "; ".join(text for text, drawn in words.items() if drawn)
 
 
 def _words(table: pd.DataFrame) -> str:

@@ -65,7 +65,8 @@ def region_map(table: pd.DataFrame, *, x: str = "offset_bytes", hue: str = "regi
         _frame(ax, len(levels))
         total = int((ordered[x] + ordered["size_bytes"]).max())
         head(ax, "The workspace of one rank, to scale", f"{total:,} bytes = {size_words(total)}")
-        caption(ax, "computed, byte for byte as the kernels lay it out; pale: gaps of alignment", below_points=10)
+        gaps = "; pale: gaps of alignment" if any(_has_gaps(level, x) for level in levels) else ""
+        caption(ax, f"computed, byte for byte as the kernels lay it out{gaps}", below_points=10)
     return ax
 
 
@@ -90,6 +91,10 @@ def _span(level: pd.DataFrame, x: str) -> tuple[int, int]:
     """First byte and length, gaps of alignment included."""
     begin = int(level[x].iloc[0])
     return begin, int((level[x] + level["size_bytes"]).max()) - begin
+
+
+def _has_gaps(level: pd.DataFrame, x: str) -> bool:
+    return int(level["size_bytes"].sum()) < _span(level, x)[1]
 
 
 def _bar(ax: Axes, level: pd.DataFrame, bottom: float, x: str, hue: str, fills: dict, following) -> None:

@@ -40,8 +40,8 @@ def draw(table: pd.DataFrame, *, by: tuple[str, ...] = ("clock", "phase"), ax: A
         dress(ax.xaxis, "latency_us", table["latency_us"].to_numpy())
         ax.grid(visible=False, axis="y")
         head(ax, "Every sample, and the median that stands for them", load_words(table))
-        words = "dot: slowest rank of an iteration; pale: other ranks; line: median, in its 95 % band"
-        caption(ax, origin(table), words)
+        others = "; pale: other ranks" if table["rank"].nunique() > 1 else ""
+        caption(ax, origin(table), f"dot: slowest rank of an iteration{others}; line: median, in its 95 % band")
     return ax
 
 
