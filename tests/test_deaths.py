@@ -32,6 +32,7 @@ def ranks(host_ranks):
     return host_ranks
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("mode", "doom"), SAMPLE, ids=lambda value: getattr(value, "phase", value))
 def test_a_death_is_named_with_phase_and_cause_and_the_next_call_works(ranks, mode, doom):
     point = absence.small_point(SQUARE, mode=mode)

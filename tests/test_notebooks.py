@@ -13,7 +13,7 @@ from PIL import Image
 
 from tools import notebooks as tool
 from tools.notebook_outputs import differences, scrub, stderr_of
-from tools.notebook_runs import is_refusal, problems, switch
+from tools.notebook_runs import is_refusal, problems, switch, uses_ranks
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -115,6 +115,18 @@ def test_scrubbing_drops_what_changes_from_run_to_run():
     assert [each.text for each in cell.outputs] == ["<Thing at 0x...>\n"]
 
 
+def test_a_long_repr_beside_a_table_is_not_kept():
+    long = shown(text_html="<table>", text_plain="Plan(" + 200 * "x" + ")")
+    short = shown(text_html="<table>", text_plain="Layout(tp=2)")
+    alone = shown(text_plain="Plan(" + 200 * "x" + ")")
+    (cell,) = scrub(notebook_of(long, short, alone)).cells
+    assert [sorted(each.data) for each in cell.outputs] == [
+        ["text/html"],
+        ["text/html", "text/plain"],
+        ["text/plain"],
+    ]
+
+
 def test_outputs_of_live_cells_are_not_kept():
     (cell,) = scrub(notebook_of(printed("12.3 ms"), tags=["live"])).cells
     assert cell.outputs == []
@@ -173,6 +185,20 @@ def test_a_refusal_is_an_error_of_the_package_that_says_how_to_go_on(name, messa
     assert is_refusal(name, message) is expected
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("run(sweep, ranks=ranks)", True),
+        ("ranks.close()", True),
+        ("ranks = Ranks(layout)\nranks.run(f)", False),
+        ("with Ranks(layout) as ranks:\n    ranks.run(f)", False),
+        ("sizes = {'ranks': 8}", False),
+    ],
+)
+def test_cells_that_use_ranks_of_an_earlier_cell(source, expected):
+    assert uses_ranks(source) is expected
+
+
 def write(path, *sources):
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     nbformat.write(scrub(nbformat.v4.new_notebook(cells=cells)), path)
@@ -191,6 +217,15 @@ def test_check_names_what_a_reader_would_stumble_on(tmp_path, capsys):
     assert "00-odd.ipynb, cell 0: wrote to stderr, which a reader sees in red:\nred" in said
     assert "00-odd.ipynb, cell 1: output 0 (text/plain) differs" in said
     assert "00-odd.ipynb, cell 2: AssertionError:  (run again)" in said
+
+
+def test_check_goes_on_after_a_notebook_that_fails(tmp_path, capsys):
+    failing, plain = write(tmp_path / "00-failing.ipynb", "1 / 0"), write(tmp_path / "01-plain.ipynb", "x = 1")
+    assert tool.main(["check", str(failing), str(plain)]) == 1
+    said = capsys.readouterr().out
+    assert "00-failing.ipynb: An error occurred" in said
+    assert "ZeroDivisionError: division by zero" in said
+    assert "01-plain.ipynb: as committed" in said
 
 
 def test_refresh_makes_check_pass_and_keeps_nothing_that_is_red(tmp_path, capsys):

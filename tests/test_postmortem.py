@@ -214,6 +214,7 @@ def hang_of(ranks, fn, *args, **kwargs) -> tuple[Hang, float]:
     return caught.value, time.monotonic() - began_s
 
 
+@pytest.mark.serial
 def test_a_rank_that_stays_away_is_named_soon_and_the_next_call_works(ranks):
     ranks.run(on.stay_away, on.small_point(SQUARE), absent=None, phase="", rounds=1)
     hang, took_s = hang_of(
@@ -244,6 +245,7 @@ def test_two_sided_in_the_middle_of_a_round(ranks):
     assert hang.verdict.to_frame()["phase"].tolist() == ["combine", "combine", "after dispatch", "combine"]
 
 
+@pytest.mark.serial
 def test_a_rank_that_returned_while_others_agree_on_a_batch(ranks):
     """The limit of the call, and a wait in a collective rather than on flags."""
     hang, took_s = hang_of(ranks, on.return_early, on.small_point(SQUARE), absent=3, timeout_s=LIMIT_S)

@@ -24,6 +24,7 @@ def ranks(host_ranks):
     return host_ranks
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("call", "rank", "phase", "cause"),
     [

@@ -17,6 +17,7 @@ ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MAX_PIXEL_DIFFERENCE = 16  # of 255: the rounding of another processor; anything drawn differs by more
 MAX_DIFF_LINES = 40
+MAX_REPR = 200
 
 
 def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -53,14 +54,22 @@ def _is_noise(output: nbformat.NotebookNode) -> bool:
 
 
 def _without_traces(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without execution counts, metadata and addresses in memory."""
+    """Without execution counts, metadata, addresses in memory and long reprs."""
     if output.output_type in ("execute_result", "display_data"):
         output.metadata = {}
     if "execution_count" in output:
         output.execution_count = None
+    data = output.get("data", {})
+    if "text/html" in data and _is_long_repr(data.get("text/plain", "")):
+        del data["text/plain"]
     for holder, key in _texts(output):
         holder[key] = ADDRESS.sub("0x...", holder[key])
     return output
+
+
+def _is_long_repr(text: str) -> bool:
+    """Whether it is the repr of an object that is shown as a table: nobody reads it, and every new field changes it."""
+    return len(text) > MAX_REPR and "\n" not in text
 
 
 def _texts(output: nbformat.NotebookNode) -> Iterator[tuple[dict, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,8 @@ from pathlib import Path
 import nbformat
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellTimeoutError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbformat.v4 import new_notebook
 
 from mnnvl_lab import errors
 from tools.notebook_outputs import compare_cells, differences, scrub, stderr_of
@@ -19,6 +22,7 @@ CELL_TIMEOUT_S = 300
 AGAIN_TIMEOUT_S = 60
 SWITCH = 'fabric="host"'
 REFUSALS = (errors.Refused, errors.RecordError)
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 CLOSED, NEW_RANKS = "ranks are closed", "Ranks("  # what is said of closed ranks, and how to go on
 
 
@@ -70,17 +74,22 @@ def problems(path: Path, workdir: Path) -> list[str]:
     """What a reader would stumble on, one text each: none if all is well.
 
     The notebook runs once, and must write nothing to stderr and have the outputs that are kept in its file. Then, in
-    the same kernel, every cell runs once more, in order, and must come out the same or be refused in words that say how
-    to go on.
+    the same kernel, every cell runs once more, in order; and at last the cells that use `ranks`, which are closed by
+    then. Those must come out the same or be refused in words that say how to go on.
     """
     kept = nbformat.read(path, as_version=4)
     notebook = copy.deepcopy(kept)
     with started(notebook, workdir) as client:
-        run_all(client)
+        try:
+            run_all(client)
+        except (CellExecutionError, CellTimeoutError) as error:
+            return [f"{path.name}: {ANSI.sub('', str(error))}"]
         fresh = scrub(copy.deepcopy(notebook))
         found = [*_red(notebook), *differences(scrub(kept), fresh)]
         code = [number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-        found += [f"{text} (run again)" for text in _again(client, code, fresh)]
+        closed = [number for number in code if uses_ranks(notebook.cells[number].source)]
+        for order, numbers in (("run again", code), ("run again after the end", closed)):
+            found += [f"{text} ({order})" for text in _again(client, numbers, fresh)]
     return [f"{path.name}, {text}" for text in found]
 
 
@@ -88,6 +97,14 @@ def _red(notebook: nbformat.NotebookNode) -> Iterator[str]:
     for number, cell in enumerate(notebook.cells):
         if written := stderr_of(cell):
             yield f"cell {number}: wrote to stderr, which a reader sees in red:\n{written}"
+
+
+def uses_ranks(source: str) -> bool:
+    """Whether a cell uses the name `ranks` without making it, so that they are closed once the notebook has ended."""
+    tree = ast.parse(source)
+    stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return "ranks" in loaded - stored
 
 
 def _again(client: NotebookClient, numbers: Iterable[int], fresh: nbformat.NotebookNode) -> Iterator[str]:
@@ -114,7 +131,7 @@ def _refused_or_same(cell: nbformat.NotebookNode, before: nbformat.NotebookNode)
             return ""
     if written := stderr_of(cell):
         return f"wrote to stderr: {written}"
-    return compare_cells(before, scrub(nbformat.v4.new_notebook(cells=[copy.deepcopy(cell)])).cells[0])
+    return compare_cells(before, scrub(new_notebook(cells=[copy.deepcopy(cell)])).cells[0])
 
 
 def is_refusal(name: str, message: str) -> bool:
