@@ -4,6 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
+# Further arguments of `make lab`, such as ARGS="--no-browser --port 8890". ROOT=1: run as root, as in a container.
+ARGS   ?=
+ROOT   ?=
+
 .PHONY: quickstart test lab notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
@@ -14,8 +18,10 @@ test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then th
 	$(BIN)/python -m pytest -m 'not serial' -n $(JOBS) --dist loadgroup
 	$(BIN)/python -m pytest -m serial
 
-lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) notebooks/00-quickstart.ipynb
+lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token; ARGS="..." are passed on
+	@case "$$(id -u) $(ROOT) $(ARGS)" in 0\ 1\ *|*--allow-root*|[1-9]*) ;; *) echo "make lab: you are root, and a notebook may run any command: \
+	work as another user, or allow it inside a container: make lab ROOT=1" >&2; exit 2;; esac
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) $(if $(filter 1,$(ROOT)),--allow-root) $(ARGS) notebooks/00-quickstart.ipynb
 
 notebooks: $(VENV)/.ready  ## run every notebook afresh and keep its scrubbed outputs
 	$(BIN)/python -m tools.notebooks refresh notebooks/*.ipynb
