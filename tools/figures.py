@@ -7,9 +7,13 @@ They go to `docs/figures/`.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import matplotlib
 
 from mnnvl_lab import plots, recorded
+from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, save_figure
 
 
@@ -20,11 +24,12 @@ def latency_on_two_h100s():
     return plots.latency(rounds, x="tokens", hue="mode", bounds=plots.limits(rounds))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    tool_parser("tools.figures", __doc__).parse_args(arguments)
     matplotlib.use("Agg")
     for draw in (latency_on_two_h100s,):
         print(save_figure(draw(), draw.__name__).relative_to(DOCS.parent))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -6,7 +6,6 @@ python -m tools.judge data/h200x2_nvlink_ep2_bf16.parquet data/h200x2_nvlink_ep2
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 from mnnvl_lab import checkout, records
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab.errors import LabError, Refused
+from tools.arguments import file_path, run_tool, tool_parser
 from tools.pages import markdown
 
 PREDICTIONS = checkout.DATA / "predictions"
@@ -23,10 +23,16 @@ SHOWN = ("mode", "tokens", "format", "latency_us", "predicted_us", "low_us", "hi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.judge", description=__doc__.splitlines()[0])
-    parser.add_argument("records", nargs="+", type=Path, help="record files of points that were predicted")
+    parser = tool_parser("tools.judge", __doc__)
     parser.add_argument(
-        "--predictions", type=Path, default=PREDICTIONS, help="folder of one set of predictions, or of several"
+        "records", nargs="+", type=file_path, metavar="FILE", help="record files of points that were predicted"
+    )
+    parser.add_argument(
+        "--predictions",
+        type=file_path,
+        default=PREDICTIONS,
+        metavar="DIR",
+        help="folder of one set of predictions, or of several",
     )
     chosen = parser.parse_args(arguments)
     try:
@@ -68,4 +74,4 @@ def _device(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ from mnnvl_lab.plots.crossover import draw as draw_crossover
 from mnnvl_lab.plots.prediction import prediction_errors
 from mnnvl_lab.routing import Load, parse
 from tools import link_budget, predict
+from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, markdown, save_figure
 
 PAIR = "h100x2_nvlink_ep2_bf16"
@@ -197,7 +198,8 @@ def filled(page: str) -> str:
     return page
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    tool_parser("tools.latency_report", __doc__).parse_args(arguments)
     matplotlib.use("Agg")
     for page in (DOCS / "latency.md", DOCS / "method.md"):
         page.write_text(filled(page.read_text()))
@@ -205,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -1,12 +1,21 @@
-"""Where the time of a one-sided round goes on the pair, beside bare kernels that move the same bytes."""
+"""Print where the time of a one-sided round goes on the pair, beside bare kernels that move the same bytes.
+
+    python -m tools.link_budget
+
+`tools.latency_report` puts the same tables into `docs/latency.md`.
+"""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
 
 import pandas as pd
 
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab import recorded, records
 from mnnvl_lab.link_rates import limits
+from tools.arguments import run_tool, tool_parser
 from tools.pages import markdown
 
 BARE = {"dispatch": "kernel_stores", "combine": "kernel_loads"}
@@ -77,3 +86,12 @@ def _remainder(phase: str, seen_us: pd.Series, bare_gigabytes_per_s: float) -> d
         "that is (GB/s)": row_bytes / per_token_us / 1e3,
         "bare kernel, both ways busy (GB/s)": bare_gigabytes_per_s,
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    tool_parser("tools.link_budget", __doc__).parse_args(arguments)
+    print(budget(recorded.load("h100x2_nvlink_ep2_bf16")), remainder(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

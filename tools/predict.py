@@ -10,7 +10,6 @@ measured. With another `--device` than the records' nothing is left out: one GPU
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -23,8 +22,10 @@ import pandas as pd
 
 from mnnvl_lab import latency_model as lm
 from mnnvl_lab import records
-from mnnvl_lab.errors import LabError, Refused
+from mnnvl_lab.cli.words import whole_in
+from mnnvl_lab.errors import MOST_COUNT, LabError, Refused
 from mnnvl_lab.model import require_model
+from tools.arguments import file_path, run_tool, tool_parser
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FORMATS = ("bf16", "fp8_block")
@@ -110,13 +111,25 @@ def read(paths: Sequence[Path]) -> dict[Path, list[lm.Observation]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("records", nargs="+", type=Path, help="record files to fit the model to")
-    parser.add_argument("--out", type=Path, default=Path("out/predictions"))
-    parser.add_argument("--ep-sizes", nargs="+", type=int, default=[4, 8])
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
-    parser.add_argument("--model", default="deepseek-v3")
-    parser.add_argument("--device", default=RECORDED_ON, help="GPU that is predicted; names the files")
+    parser = tool_parser("tools.predict", __doc__)
+    parser.add_argument("records", nargs="+", type=file_path, metavar="FILE", help="record files to fit the model to")
+    parser.add_argument(
+        "--out",
+        type=file_path,
+        default=Path("out/predictions"),
+        metavar="DIR",
+        help="of the predictions (default %(default)s)",
+    )
+    sizes = {"nargs": "+", "type": whole_in(1, MOST_COUNT), "metavar": "N"}
+    parser.add_argument("--ep-sizes", default=[4, 8], help="EP sizes that are predicted (default 4 8)", **sizes)
+    parser.add_argument("--tokens", default=list(TOKENS), help="tokens per rank (default powers of two)", **sizes)
+    parser.add_argument("--model", default="deepseek-v3", metavar="NAME", help="the MoE shape (default %(default)s)")
+    parser.add_argument(
+        "--device",
+        default=RECORDED_ON,
+        metavar="NAME",
+        help="GPU that is predicted; names the files (default %(default)s)",
+    )
     chosen = parser.parse_args(arguments)
     by_file = read(chosen.records)
     observations = [o for found in by_file.values() for o in found]
@@ -135,4 +148,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

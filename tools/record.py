@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from mnnvl_lab import conformance, knobs, records, wrong_group
+from mnnvl_lab.cli.words import Parser, whole_in
+from mnnvl_lab.errors import MOST_COUNT
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Delay, Sampling, Sweep, links, memory, waste
 from mnnvl_lab.model import require_model
@@ -27,6 +29,7 @@ from mnnvl_lab.routing import HotRank, Uniform, Zipf
 from mnnvl_lab.sweep import run
 from mnnvl_lab.transport.exchange import MODES
 from mnnvl_lab.transport.upstream import LAYERS
+from tools.arguments import MOST_RANKS, add_fabric, file_path, run_tool, tool_parser
 
 MOST_TOKENS = 4096
 SAMPLING = Sampling(warmup=3, min_samples=15, max_samples=60, budget_s=0.1)
@@ -174,9 +177,9 @@ def record_knobs(options: argparse.Namespace) -> None:
     print(knobs.best(table).to_string())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.record", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = tool_parser("tools.record", __doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     recorders = (
         record_sweeps,
         record_conformance,
@@ -188,19 +191,34 @@ def main(arguments: list[str] | None = None) -> int:
         record_knobs,
     )
     for name, function in ((function.__name__.removeprefix("record_"), function) for function in recorders):
-        command = commands.add_parser(name, help=function.__doc__)
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         command.set_defaults(function=function)
-        command.add_argument("--fabric", required=True, choices=("nvlink", "shared_gpu", "host"))
-        command.add_argument("--ranks", type=int, required=True, help="ranks of the EP group")
-        command.add_argument("--gpus", type=int, default=2, help="GPUs that they share on shared_gpu")
-        command.add_argument("--out", type=Path, required=True)
+        add_fabric(command, required=True)
+        command.add_argument(
+            "--gpus",
+            type=whole_in(1, MOST_RANKS),
+            default=2,
+            metavar="N",
+            help="that shared_gpu ranks share (default 2)",
+        )
+        command.add_argument(
+            "--out", type=file_path, required=True, metavar="PATH", help="file, folder or name's start"
+        )
         if function is record_sweeps:
-            command.add_argument("--parts", nargs="+", default=["bf16"], choices=tuple(PARTS))
-            command.add_argument("--most-tokens", type=int, default=MOST_TOKENS, help="a rank, powers of two up to it")
+            command.add_argument(
+                "--parts", nargs="+", default=["bf16"], choices=tuple(PARTS), help="what is recorded (default bf16)"
+            )
+            command.add_argument(
+                "--most-tokens",
+                type=whole_in(1, MOST_COUNT),
+                default=MOST_TOKENS,
+                metavar="T",
+                help="per rank, powers of two up to it (default %(default)s)",
+            )
     options = parser.parse_args(arguments)
     options.function(options)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

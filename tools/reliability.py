@@ -6,9 +6,9 @@ python -m tools.reliability --share 1  run everything anew, in full
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ import pandas as pd
 from mnnvl_lab.faults.hazards import HAZARDS
 from mnnvl_lab.transport.broken import VARIANTS
 from tools import soak
+from tools.arguments import SHARE, run_tool, tool_parser
 from tools.pages import DOCS, markdown
 
 PAGE = DOCS / "reliability.md"
@@ -132,9 +133,11 @@ def page(kept: dict[tuple[str, str], dict]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.reliability", description=__doc__.splitlines()[0])
-    parser.add_argument("--share", type=float, help="run all campaigns on this processor anew, this share of them")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = tool_parser("tools.reliability", __doc__)
+    parser.add_argument(
+        "--share", type=SHARE, metavar="X", help="run all campaigns on this processor anew, this share of them"
+    )
     options = parser.parse_args(arguments)
     kept = results(soak.OUT)
     due = [name for name in soak.CAMPAIGNS if options.share or ("host", name) not in kept]
@@ -146,4 +149,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

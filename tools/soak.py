@@ -9,12 +9,11 @@ A campaign stops at the first fault that is not survived, and says how to repeat
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -23,6 +22,8 @@ from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
 from mnnvl_lab import checkout, records
+from mnnvl_lab.cli.sweep import MOST_SEED
+from mnnvl_lab.cli.words import whole_in
 from mnnvl_lab.errors import Hang, RankError
 from mnnvl_lab.faults import absence, death, races, trials
 from mnnvl_lab.faults.death import Death
@@ -32,6 +33,7 @@ from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.transport.broken import VARIANTS
 from tests.test_fuzz import require_due
 from tests.test_fuzz import trials as random_trials
+from tools.arguments import SHARE, add_fabric, file_path, run_tool, tool_parser
 
 OUT = checkout.DATA / "reliability"
 MODES = ("one_sided", "two_sided")
@@ -169,14 +171,15 @@ def keep(out: Path, name: str, fabric: str, rows: list[Row]) -> Path:
     return path
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("campaigns", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; all by default")
-    parser.add_argument("--fabric", default="host", choices=("host", "nvlink", "shared_gpu"))
-    parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--share", type=float, default=1.0, help="of the full campaign")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = tool_parser("tools.soak", __doc__)
+    parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(CAMPAIGNS)}; all by default")
+    add_fabric(parser)
+    parser.add_argument("--share", type=SHARE, default=1.0, metavar="X", help="of the full campaign (default 1)")
+    parser.add_argument("--seed", type=whole_in(0, MOST_SEED), default=0, metavar="N", help="of all chance (default 0)")
+    parser.add_argument(
+        "--out", type=file_path, default=OUT, metavar="DIR", help="of the results (default data/reliability)"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.campaigns) - set(CAMPAIGNS):
         parser.error(f"no campaign {', '.join(sorted(unknown))}: there are {', '.join(CAMPAIGNS)}")
@@ -187,4 +190,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))
