@@ -93,6 +93,26 @@ class Hang(RankTimeout):
         super().__init__(rank=rank, phase=phase, cause=cause, report=report)
 
 
+class HelperDied(LabError, RuntimeError):
+    """A process that serves the ranks died or did not answer; the ranks are not to blame, and the next call goes on.
+
+    Args:
+        helper: `controller` or `fork server`.
+        cause: how it ended, in words.
+        report: the end of its log, if there is any.
+    """
+
+    def __init__(self, *, helper: str, cause: str, report: str = ""):
+        self.helper, self.cause, self.report = helper, cause, report
+        super().__init__(
+            f"the {helper} process died: {cause}; no rank is to blame, and the next call starts another {helper}"
+            + (f"\n{report}" if report else "")
+        )
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.__dict__)
+
+
 class RecordError(LabError, ValueError):
     """A record file that is truncated, foreign, newer, or of another fabric, device or clock."""
 

@@ -6,10 +6,10 @@ import psutil
 import pytest
 
 from mnnvl_lab.layout import Layout
+from mnnvl_lab.processes.ownership import alive
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.ranks.mps import CONTROL
-from mnnvl_lab.ranks.warden import alive
 from tests import ranks_helpers as on
 
 GPUS = count_visible_gpus()

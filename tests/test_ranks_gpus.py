@@ -182,10 +182,23 @@ def test_without_the_daemon_sharing_is_refused(monkeypatch, tmp_path):
         MpsDaemon(ranks_per_gpu=2)
 
 
+class Guard:
+    """What the reaper is told: of a directory before it exists, of the daemon's processes once they run."""
+
+    def __init__(self):
+        self.told = []
+
+    def watch(self, processes=(), *, directories=(), marked=()):
+        if directories:
+            assert [directory.path.exists() for directory in directories] == [False]
+            assert [name for name, _ in marked] == ["CUDA_MPS_PIPE_DIRECTORY"]
+        self.told.append(("before" if directories else "after", list(processes)))
+
+
 def test_another_share_is_another_daemon(daemon_program):
     daemon_program()
-    guarded = []
-    sharing = GpuSharing(lambda processes, directory: guarded.append((processes, directory)))
+    guard = Guard()
+    sharing = GpuSharing(guard)
     assert sharing.env == {}
     sharing.change(4)
     first = sharing.env
@@ -195,6 +208,10 @@ def test_another_share_is_another_daemon(daemon_program):
     assert first["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
     assert sharing.env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
     assert sharing.env["CUDA_MPS_PIPE_DIRECTORY"] != first["CUDA_MPS_PIPE_DIRECTORY"]
-    assert len(guarded) == 2
-    assert len(guarded[0][0]) == 1
+    assert [kind for kind, _ in guard.told] == ["before", "after"] * 2
+    assert all(len(processes) == 1 for kind, processes in guard.told if kind == "after")
+    for process in sharing._processes:
+        process.kill()
+        process.wait(5)
+    assert not sharing.suits(2)  # it died: the next layout starts another
     sharing.close()

@@ -55,11 +55,15 @@ def gather(
 
     Args:
         stall: asked again and again whether a round hangs; if so the waiting ends.
+
+    Raises:
+        HelperDied: no answer can come any more.
     """
     outcome, waiting = Outcome(), dict(pending)
     deadline = time.monotonic() + timeout_s
     while waiting:
         wait(waiting.values(), timeout=POLL_S, return_when=FIRST_COMPLETED)
+        cluster.require_helpers()
         gone = [rank for rank in waiting if not cluster.alive(processes[rank])]
         done = [rank for rank, future in waiting.items() if future.done()]
         for rank in done:

@@ -1,36 +1,39 @@
-"""The engine processes, over ipyparallel's `Cluster` and `Client`: start, ask, watch, kill."""
+"""The engine processes, over ipyparallel: start, ask, watch, kill; and the processes that serve them."""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import pickle
 import secrets
 import signal
 import socket
-import tempfile
-import threading
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mnnvl_lab.errors import RankDied, RankTimeout
+from mnnvl_lab.errors import RankDied, RankTimeout, Refused
+from mnnvl_lab.processes.ownership import OwnedDirectory, alive, end, end_marked, process_of
+from mnnvl_lab.ranks.controller import Controller
 from mnnvl_lab.ranks.ends import End
 from mnnvl_lab.ranks.engine import Failure, Identity
 from mnnvl_lab.ranks.launchers import Launcher
 from mnnvl_lab.ranks.nursery import Nursery
-from mnnvl_lab.ranks.warden import Warden, alive, end, remove
+from mnnvl_lab.ranks.resources import created, memory_dir, temporary_dir
+from mnnvl_lab.ranks.warden import Warden
 
 if TYPE_CHECKING:
     from mnnvl_lab.ranks.launched import Launched
 
 POLL_S = 0.02
+ASK_AGAIN_S = 0.2
 END_S = 3.0  # for a launcher to notice the end of a process
+RUN_VARIABLE = "MNNVL_LAB_RUN"  # in the environment of every process that a run starts, and of no other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +67,20 @@ class Cluster:
     Attributes:
         run_dir: private directory with keys, logs and marks.
         segment_dir: private directory in memory.
+
+    Raises:
+        Refused: there is no room for the directories, or too few files may be open.
     """
 
     def __init__(self, *, launcher: Launcher, options: dict[str, Any], start_timeout_s: float):
         self.launcher, self._start_timeout_s = launcher, start_timeout_s
-        self.run_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-"))
-        self.segment_dir = Path(tempfile.mkdtemp(prefix="mnnvl_lab-", dir=_memory_dir()))
-        self._warden = Warden(self.run_dir, self.segment_dir)
-        _secure(self.run_dir)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="mnnvl_lab-cluster", daemon=True).start()
-        self._cluster = _ipyparallel_cluster(launcher, self.run_dir, options)
+        self._owner, self._marks = os.getpid(), {RUN_VARIABLE: secrets.token_hex(16)}
+        self._directories = [OwnedDirectory.named(parent) for parent in (temporary_dir(), memory_dir())]
+        self._warden = Warden()
+        self._warden.watch(directories=self._directories, marked=self._marks.items())
+        self.run_dir, self.segment_dir = map(created, self._directories)
+        self._controller = Controller(launcher, run_dir=self.run_dir, options=options, marks=self._marks)
         self._engines = self._source(launcher)
-        self._client = None
         self._known: set[int] = set()
 
     def start(self, count: int, *, env: dict[str, str]) -> list[Process]:
@@ -86,39 +90,77 @@ class Cluster:
             env: environment variables of their processes.
 
         Raises:
-            RankDied: one ended while it started; RankTimeout: not all registered in time.
+            RankDied: one ended while it started; RankTimeout: not all registered in time. HelperDied: the controller or
+                the fork server died meanwhile.
         """
+        self._require_owner()
         deadline = time.monotonic() + self._start_timeout_s
-        self._engines.open(env)
-        self._start_controller()
-        self._engines.start(count, env=env)
-        self._warden.watch(self._engines.processes())
-        engines = self._await_registration(count, deadline)
-        identities = [self._identify(engine, deadline) for engine in engines]
-        order = sorted(range(count), key=lambda i: (identities[i].place, engines[i]))
-        return [_process(engines[i], identities[i]) for i in order]
+        try:
+            return self._start(count, env | self._marks, deadline)
+        except BaseException:
+            end(self._engines.newest())
+            self._known |= set(self._controller.client.ids if self._controller.client else ())
+            raise
 
-    def guard(self, processes: Iterable[psutil.Process], directory: Path) -> None:
-        """Have further processes and a directory cleaned up if this process is killed."""
-        self._warden.watch(processes, directory)
+    def recover(self) -> bool:
+        """Start another controller and reaper if they died, as they may between two calls.
+
+        Returns:
+            Whether the controller was replaced: engines then reconnect, if they live.
+        """
+        self._require_owner()
+        self._warden.ensure()
+        found = self._controller.end()
+        if found is None:
+            return False
+        words = f"the controller process died: {found.cause}; another was started, and the ranks stay as they are"
+        warnings.warn(words, RuntimeWarning, stacklevel=4)
+        self._start_controller(time.monotonic() + self._start_timeout_s)
+        return True
+
+    def require_helpers(self) -> None:
+        """Raises HelperDied if no answer can come any more because the controller is gone; replaces a dead reaper."""
+        self._warden.ensure()
+        self._controller.require()
+
+    def reachable(self, processes: Mapping[int, Process], *, limit_s: float) -> set[int]:
+        """Keys of the engines that answer within the limit, and so are idle.
+
+        Each is asked again and again: a controller drops what is for an engine that has not reconnected yet.
+        """
+        ids, deadline = set(self._controller.client.ids), time.monotonic() + limit_s
+        asked = {key: [] for key, process in processes.items() if process.engine in ids}
+        answered: set[int] = set()
+        while asked.keys() - answered and time.monotonic() < deadline:
+            rest = asked.keys() - answered
+            for key in rest:
+                asked[key].append(self.submit(processes[key], "identify"))
+            wait([future for key in rest for future in asked[key]], timeout=ASK_AGAIN_S)
+            answered = {key for key, futures in asked.items() if any(future.done() for future in futures)}
+        return answered
+
+    @property
+    def guard(self) -> Warden:
+        """Who cleans up what else is started, if this process is killed."""
+        return self._warden
 
     def submit(self, process: Process, method: str, *args: Any, **kwargs: Any) -> Future:
         """Ask an engine to call a method of its `Engine`; the future's result is what `unpack` reads."""
         from ipyparallel import Reference
 
-        view = self._client[process.engine]
+        view = self._controller.client[process.engine]
         return view.apply_async(Reference("engine.answer"), pickle.dumps((method, args, kwargs)))
 
     def forget(self, futures: Iterable[Future]) -> None:
         """Drop what the client keeps of finished calls, so that long sweeps do not grow."""
         for future in futures:
             if future.done():
-                self._client.purge_local_results(future)
+                self._controller.client.purge_local_results(future)
 
     def alive(self, process: Process) -> bool:
         """Whether the engine's process runs, as far as can be seen from here."""
         if not process.here:
-            return process.engine in self._client.ids
+            return process.engine in self._controller.client.ids
         return alive(process.handle)
 
     def seconds_used(self, processes: Mapping[int, Process]) -> dict[int, float]:
@@ -135,7 +177,7 @@ class Cluster:
         end(process.handle for process in processes if process.here)
         for process in processes:
             if not process.here and self.alive(process):
-                self._client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
+                self._controller.client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
 
     def end_of(self, process: Process) -> End:
         """How a dead engine's process ended, as its launcher noticed it."""
@@ -145,53 +187,66 @@ class Cluster:
         return found or End(cause="its process ended")
 
     def close(self) -> None:
-        """End every process and remove every file. Idempotent; works at whatever point the start was left."""
-        if self._client is not None:
-            self._client.close(linger=0)
-            self._client = None
-        end([*self._engines.processes(), *self._controller_processes()])
+        """End every process and remove every file. Idempotent; works at whatever point the start was left.
+
+        Nothing happens in a forked child of the process that started the ranks: they are not the child's.
+        """
+        if os.getpid() != self._owner:
+            return
+        self._controller.disconnect()
+        end([*self._engines.processes(), *self._controller.processes])
         with suppress(Exception):  # a launcher that cannot reach other machines must not keep this one from going on
             self._engines.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        for directory in (self.run_dir, self.segment_dir):
-            remove(directory)
+        for mark in self._marks.items():
+            end_marked(*mark)
+        self._controller.close()
+        for directory in self._directories:
+            directory.remove()
         self._warden.dismiss()
 
-    def _do(self, coroutine, timeout_s: float | None = None) -> Any:
-        """Run on the cluster's own event loop: the notebook's is busy with the cell that waits for this."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
+    def _require_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise Refused(
+                f"ranks of process {self._owner} in its forked child {os.getpid()}: only the process that started "
+                "ranks can use them; start others in the child"
+            )
 
     def _source(self, launcher: Launcher) -> Nursery | Launched:
         if launcher.name == "local":
-            return Nursery(self.run_dir, launcher.engine_args)
+            return Nursery(self.run_dir, launcher.engine_args, marks=self._marks)
         from mnnvl_lab.ranks.launched import Launched
 
-        return Launched(self._cluster, self._do, launcher.engine_args)
+        return Launched(self._controller.cluster, self._controller.do, launcher.engine_args)
 
-    def _start_controller(self) -> None:
-        if self._client is None:
-            self._do(self._cluster.start_controller())
-            self._warden.watch(self._controller_processes())
-            self._client = self._do(self._cluster.connect_client())
+    def _start(self, count: int, env: dict[str, str], deadline: float) -> list[Process]:
+        self._engines.open(env)
+        self._start_controller(deadline)
+        self._engines.start(count, env=env, deadline=deadline)
+        self._warden.watch(self._engines.processes())
+        identities = self._await_registration(count, deadline)
+        order = sorted(identities, key=lambda engine: (identities[engine].place, engine))
+        return [_process(engine, identities[engine]) for engine in order]
 
-    def _controller_processes(self) -> list[psutil.Process]:
-        controller = self._cluster.controller
-        return [controller.process] if controller and controller.process else []
+    def _start_controller(self, deadline: float) -> None:
+        self._controller.start(deadline)
+        self._warden.watch(self._controller.processes)
 
-    def _await_registration(self, count: int, deadline: float) -> list[int]:
-        while len(new := set(self._client.ids) - self._known) < count:
+    def _await_registration(self, count: int, deadline: float) -> dict[int, Identity]:
+        """Who the next `count` engines are, once they have registered and answered."""
+        asked: dict[int, Future] = {}
+        while (answered := sum(future.done() for future in asked.values())) < count:
+            for engine in set(self._controller.client.ids) - self._known - asked.keys():
+                asked[engine] = self.submit(_unknown(engine), "identify")
+            self.require_helpers()
             if found := self._engines.first_end():
                 raise RankDied(rank=len(self._known), phase="start", cause=found.cause, report=found.report)
             if time.monotonic() > deadline:
-                cause = f"{count - len(new)} of {count} engines did not register within {self._start_timeout_s} s"
-                raise RankTimeout(rank=len(self._known) + len(new), phase="start", cause=cause)
+                cause = f"{count - answered} of {count} engines did not register within {self._start_timeout_s} s"
+                raise RankTimeout(rank=len(self._known) + answered, phase="start", cause=cause)
             time.sleep(POLL_S)
-        self._known |= new
-        return sorted(new)
-
-    def _identify(self, engine: int, deadline: float) -> Identity:
-        nobody_yet = Process(engine=engine, pid=0, host="", handle=None)
-        return unpack(self.submit(nobody_yet, "identify").get(max(1.0, deadline - time.monotonic())))
+        identities = {engine: unpack(future.result()) for engine, future in asked.items() if future.done()}
+        self._known |= identities.keys()
+        return identities
 
 
 def unpack(answer: bytes) -> Any:
@@ -205,34 +260,13 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def _process(engine: int, identity: Identity) -> Process:
-    handle = psutil.Process(identity.pid) if identity.host == socket.gethostname() else None
+    """Raises RankDied if an engine on this machine has ended since it answered; its pid may be another's by now."""
+    here = identity.host == socket.gethostname()
+    handle = process_of(identity.pid, identity.started) if here else None
+    if here and handle is None:
+        raise RankDied(rank=engine, phase="start", cause="its process ended right after it had registered")
     return Process(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
 
 
-def _secure(run_dir: Path) -> None:
-    """Have messages signed as well as encrypted; in a file, since others can read command lines."""
-    key = secrets.token_hex(32).encode()
-    settings = f"c.Session.key = {key!r}\nc.IPController.enable_curve = True\n"
-    (run_dir / "ipcontroller_config.py").write_text(settings)
-
-
-def _ipyparallel_cluster(launcher: Launcher, run_dir: Path, options: dict[str, Any]):
-    import ipyparallel
-    from traitlets.config import Config
-
-    return ipyparallel.Cluster(
-        engines=launcher.engines,
-        profile_dir=str(run_dir),
-        cluster_id="",
-        cluster_file="",
-        controller_args=launcher.controller_args,
-        config=Config(options),
-        load_profile=False,
-        shutdown_atexit=False,
-        log_level=100,
-        delay=0,
-    )
-
-
-def _memory_dir() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+def _unknown(engine: int) -> Process:
+    return Process(engine=engine, pid=0, host="", handle=None)

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from mnnvl_lab.errors import Hang, RankDied, Refused
+from mnnvl_lab.errors import Hang, HelperDied, RankDied, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.postmortem.examine import examine
@@ -16,6 +16,8 @@ from mnnvl_lab.ranks.call import Outcome, gather, raise_failures
 from mnnvl_lab.ranks.cluster import Cluster, Process
 from mnnvl_lab.ranks.mark import read_mark
 from mnnvl_lab.ranks.stacks import read_stacks
+
+REACH_LIMIT_S = 5.0  # for engines to connect to a new controller, and to finish what they were at
 
 
 class Crew:
@@ -31,8 +33,18 @@ class Crew:
         self._cluster = cluster
         self.processes: dict[int, Process] = {}
         self.dead: set[int] = set()
+        self._unanswered = False
         self.output: list[str] = []
         self.errors: list[str] = []
+
+    def recover(self) -> None:
+        """Go on after the death of a process that serves the ranks. Ranks that nobody can reach any more, or that are
+        still at work for a call whose answers were lost, are ended, to be replaced."""
+        if not (self._cluster.recover() or self._unanswered):
+            return
+        living = {rank: p for rank, p in self.processes.items() if rank not in self.dead and self._cluster.alive(p)}
+        self.kill(living.keys() - self._cluster.reachable(living, limit_s=REACH_LIMIT_S))
+        self._unanswered = False
 
     def vacant(self, size: int) -> list[int]:
         """Places that have no living process: those below `size`, and any that had one."""
@@ -67,6 +79,9 @@ class Crew:
         stall = self._stall(layout, round_limit_s)
         try:
             outcome = gather(self._cluster, futures, self.processes, timeout_s=timeout_s, stall=stall)
+        except HelperDied:  # their answers are lost, but nothing is wrong with them
+            self._unanswered = True
+            raise
         except BaseException:  # interrupted: whatever they are doing, nobody waits for it any more
             self.kill([rank for rank, future in futures.items() if not future.done()])
             raise

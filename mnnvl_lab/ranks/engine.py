@@ -20,6 +20,7 @@ from typing import Any
 
 from mnnvl_lab.errors import LabError
 from mnnvl_lab.postmortem.listener import Listener
+from mnnvl_lab.processes.ownership import started
 from mnnvl_lab.ranks.gpus import comes_to_rest
 from mnnvl_lab.ranks.mark import Mark
 from mnnvl_lab.ranks.rank import Rank, Seat
@@ -29,9 +30,11 @@ RANK_HINTS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")  
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who an engine is: its process, its machine, and its place as its launcher counts, if it does."""
+    """Who an engine is: its process (`started` as `ownership.started` gives it), its machine, and its place as its
+    launcher counts, if it does."""
 
     pid: int
+    started: float
     host: str
     place: int
 
@@ -77,7 +80,7 @@ class Engine:
 
     def identify(self) -> Identity:
         place = next((int(os.environ[hint]) for hint in RANK_HINTS if hint in os.environ), 0)
-        return Identity(pid=os.getpid(), host=socket.gethostname(), place=place)
+        return Identity(pid=os.getpid(), started=started(os.getpid()), host=socket.gethostname(), place=place)
 
     def prepare(self, path: list[str], run_dir: Path, env: dict[str, str]) -> None:
         """Import from where the notebook imports; say on SIGUSR1 where the process is, even inside C code."""

@@ -59,8 +59,10 @@ class Joining:
             anew: in fresh groups, also where they are together in this layout.
 
         Raises:
-            RankDied, RankTimeout: a process did not come up. Refused: the ranks are on machines that share no memory.
+            RankDied, RankTimeout: a process did not come up. HelperDied: one that serves them ended meanwhile.
+            Refused: the ranks are on machines that share no memory.
         """
+        self._crew.recover()
         if self._fabric == "shared_gpu" and not self._sharing.suits(placement.ranks_per_gpu):
             self._crew.kill(self._crew.processes)
             self._sharing.change(placement.ranks_per_gpu)

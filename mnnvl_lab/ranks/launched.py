@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,13 +35,20 @@ class Launched:
     def open(self, env: dict[str, str]) -> None:
         """Nothing can begin before the controller listens."""
 
-    def start(self, count: int, *, env: dict[str, str]) -> None:
-        self._do(self._cluster.start_engines(count, engine_args=self._args, environment=dict(env)))
+    def start(self, count: int, *, env: dict[str, str], deadline: float) -> None:
+        self._do(
+            self._cluster.start_engines(count, engine_args=self._args, environment=dict(env)),
+            timeout_s=max(1.0, deadline - time.monotonic()),
+        )
 
     def processes(self) -> list[psutil.Process]:
         """Launchers' processes on this machine."""
         processes = (getattr(engine_set, "process", None) for engine_set in self._cluster.engines.values())
         return [process for process in processes if process is not None]
+
+    def newest(self) -> list[psutil.Process]:
+        """The launcher's processes on this machine for the last `start`, as far as they run."""
+        return self.processes()[-1:]
 
     def first_end(self) -> End | None:
         """How the newest set, or an engine of it, ended."""

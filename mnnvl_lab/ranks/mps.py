@@ -9,19 +9,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from mnnvl_lab.errors import RankError, Refused
-from mnnvl_lab.ranks.warden import alive, end, remove
+from mnnvl_lab.processes.ownership import OwnedDirectory, alive, end, wait_until_gone
+from mnnvl_lab.ranks.resources import created, temporary_dir
+
+if TYPE_CHECKING:
+    from mnnvl_lab.ranks.warden import Warden
 
 CONTROL = "nvidia-cuda-mps-control"
 LIMIT_S = 10.0
+QUIT_S = 2.0
+PIPE_VARIABLE = "CUDA_MPS_PIPE_DIRECTORY"
 
 
 class MpsDaemon:
@@ -29,19 +33,24 @@ class MpsDaemon:
 
     Args:
         ranks_per_gpu: ranks that share a GPU; each may use `100 // ranks_per_gpu` percent of its threads.
+        guard: told of the directory and the processes before they exist, to clean up if this process is killed.
 
     Raises:
         Refused: the daemon is not installed. RankError: it did not start.
     """
 
-    def __init__(self, *, ranks_per_gpu: int):
+    def __init__(self, *, ranks_per_gpu: int, guard: Warden | None = None):
         if shutil.which(CONTROL) is None:
             raise Refused(
                 f"{CONTROL} is not on PATH: fabric shared_gpu needs CUDA's MPS daemon; install the NVIDIA driver's "
                 "utilities, or use fabric nvlink with a GPU a rank"
             )
         self.thread_percentage = 100 // ranks_per_gpu
-        self.directory = Path(tempfile.mkdtemp(prefix="mnnvl_lab-mps-"))
+        self._owned = OwnedDirectory.named(temporary_dir(), kind="mps-")
+        self.directory = self._owned.path
+        if guard:
+            guard.watch(directories=[self._owned], marked=[(PIPE_VARIABLE, self._pipe)])
+        created(self._owned)
         try:
             self._start()
         except BaseException:
@@ -70,11 +79,9 @@ class MpsDaemon:
             leaving = self.processes  # known from now on: one that is on its way out shows no environment any more
             with suppress(OSError, subprocess.SubprocessError):
                 self._control("quit -t 1\n")
-            deadline = time.monotonic() + 2
-            while any(map(alive, leaving)) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until_gone(leaving, limit_s=QUIT_S)
             end([*leaving, *self.processes])
-            remove(self.directory)
+            self._owned.remove()
 
     def _start(self) -> None:
         for directory in self._directories.values():
@@ -90,13 +97,13 @@ class MpsDaemon:
     @property
     def _directories(self) -> dict[str, str]:
         return {
-            "CUDA_MPS_PIPE_DIRECTORY": str(self.directory / "pipe"),
+            PIPE_VARIABLE: str(self.directory / "pipe"),
             "CUDA_MPS_LOG_DIRECTORY": str(self.directory / "log"),
         }
 
     @property
     def _pipe(self) -> str:
-        return self._directories["CUDA_MPS_PIPE_DIRECTORY"]
+        return self._directories[PIPE_VARIABLE]
 
     @property
     def _environ(self) -> dict[str, str]:
@@ -104,9 +111,7 @@ class MpsDaemon:
 
     def _owns(self, process: psutil.Process) -> bool:
         with suppress(psutil.Error):
-            return process.name().startswith("nvidia-cuda-mps") and self._pipe == process.environ().get(
-                "CUDA_MPS_PIPE_DIRECTORY"
-            )
+            return process.name().startswith("nvidia-cuda-mps") and self._pipe == process.environ().get(PIPE_VARIABLE)
         return False
 
 
@@ -117,23 +122,28 @@ class GpuSharing:
         guard: told of the daemon's processes and directory, to clean up if this process is killed.
     """
 
-    def __init__(self, guard: Callable[[list[psutil.Process], Path], None]):
-        self._guard, self._daemon, self._ranks_per_gpu = guard, None, 0
+    def __init__(self, guard: Warden):
+        self._guard, self._daemon, self._ranks_per_gpu, self._owner = guard, None, 0, os.getpid()
+        self._processes: list[psutil.Process] = []
 
     @property
     def env(self) -> dict[str, str]:
         return self._daemon.env if self._daemon else {}
 
     def suits(self, ranks_per_gpu: int) -> bool:
-        return self._ranks_per_gpu == ranks_per_gpu
+        """Whether there is such a daemon and it runs."""
+        return self._ranks_per_gpu == ranks_per_gpu and any(map(alive, self._processes))
 
     def change(self, ranks_per_gpu: int) -> None:
         """Start a daemon for so many ranks a GPU; the ranks of the former one must be gone."""
         self.close()
-        self._daemon, self._ranks_per_gpu = MpsDaemon(ranks_per_gpu=ranks_per_gpu), ranks_per_gpu
-        self._guard(self._daemon.processes, self._daemon.directory)
+        self._daemon = MpsDaemon(ranks_per_gpu=ranks_per_gpu, guard=self._guard)
+        self._ranks_per_gpu = ranks_per_gpu
+        self._processes = self._daemon.processes
+        self._guard.watch(self._processes)
 
     def close(self) -> None:
-        if self._daemon:
+        """Idempotent. In a forked child of the process that started the daemon, nothing happens: it is not its own."""
+        if self._daemon and os.getpid() == self._owner:
             self._daemon.close()
             self._daemon, self._ranks_per_gpu = None, 0

@@ -140,7 +140,7 @@ class Ranks:
             only: the ranks to call, if not all. Dead ranks are then left dead.
 
         Raises:
-            RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. A `LabError`
+            HelperDied: a process that serves the ranks ended. RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. A `LabError`
             that all ranks raise alike is re-raised as it is. Refused: `fn` cannot be found by its name, an argument is
             wrong or cannot be pickled, or the ranks are closed.
         """
@@ -150,6 +150,7 @@ class Ranks:
             name: require_seconds(name, value)
             for name, value in (("timeout_s", timeout_s), ("round_limit_s", round_limit_s))
         }
+        self._crew.recover()
         if not self._joining.joined or (only is None and self._crew.dead):
             self._bring_up(anew=True)
         calls = dict.fromkeys(ranks, ("run", fn, args, kwargs))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from mnnvl_lab.ranks.cluster import Process
 
@@ -20,9 +21,10 @@ def read_stacks(run_dir: Path, processes: Sequence[Process]) -> list[str]:
     paths = [run_dir / f"stack-{process.pid}" for process in processes]
     before = [_size(path) for path in paths]
     for process in processes:
-        if process.here:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGUSR1)
+        # Without its file a process has no handler yet, and the signal would end it; psutil refuses a pid used again.
+        if process.here and (run_dir / f"stack-{process.pid}").exists():
+            with suppress(psutil.NoSuchProcess):
+                process.handle.send_signal(signal.SIGUSR1)
     _settle(paths, before)
     return [path.read_text()[size:] if path.exists() else "" for path, size in zip(paths, before, strict=True)]
 

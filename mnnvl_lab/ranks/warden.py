@@ -1,106 +1,101 @@
-"""Clean up even if the notebook's process is killed: a small process of its own, run by path.
-
-It reads lines from its standard input: `process PID CREATED`, `directory PATH` or `done`. At the end of input it kills
-those processes with their children and removes those directories, unless `done` was the last word.
-"""
+"""The notebook's end of the reaper (`mnnvl_lab.processes.reaper`)."""
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
 import subprocess
 import sys
-import time
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
-LIMIT_S = 10.0  # for killed processes to be gone
+from mnnvl_lab.processes.ownership import OwnedDirectory, started
+from mnnvl_lab.ranks.ends import exit_words
+
+LIMIT_S = 5.0  # for a dismissed reaper to be gone
 
 
 class Warden:
-    """The notebook's end: says what to clean up. The pipe closes with this process, however it ends."""
+    """The notebook's end: says what to clean up. The pipe closes with this process, however it ends.
 
-    def __init__(self, *directories: Path):
-        command = [sys.executable, "-P", __file__]  # by path: importing the package would take longer than its work
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-        self._told = set()
-        self.watch((), *directories)
+    A reaper that died is replaced by the next `watch` or `ensure`, and told everything again.
+    """
 
-    def watch(self, processes: Iterable[psutil.Process], *directories: Path) -> None:
+    def __init__(self):
+        self._lines: list[str] = []
+        self._told: set[psutil.Process] = set()
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def watch(
+        self,
+        processes: Iterable[psutil.Process] = (),
+        *,
+        directories: Iterable[OwnedDirectory] = (),
+        marked: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Have further processes killed and directories removed.
+
+        Args:
+            marked: environment variables, by name and value, that only processes to kill have: told before a process
+                starts, so that it is found also if this process dies before it can tell the pid.
+        """
         for directory in directories:
-            self._say(f"directory {directory}")
+            self._say({"directory": asdict(directory)})
+        for name, value in marked:
+            self._say({"marked": {"name": name, "value": value}})
         for process in set(processes) - self._told:
             self._told.add(process)
-            self._say(f"process {process.pid} {process.create_time()!r}")
+            with suppress(psutil.NoSuchProcess):
+                self._say({"process": {"pid": process.pid, "started": started(process.pid)}})
+
+    def ensure(self) -> None:
+        """Replace a reaper that died. Costs a system call while it lives."""
+        code = self._process.poll()
+        if code is not None:
+            self._process.stdin.close()
+            self._process = self._start()
+            warnings.warn(
+                f"the reaper process died ({exit_words(code)}); another was started and knows all ranks",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def dismiss(self) -> None:
-        if not self._process.stdin.closed:
-            self._say("done")
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-        self._process.wait(10)
+        """Everything is cleaned up: the reaper may go. Idempotent."""
+        with suppress(OSError, ValueError):  # it was killed; or it is dismissed already
+            self._write([json.dumps({"done": True})])
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
-    def _say(self, words: str) -> None:
-        with suppress(BrokenPipeError):  # it was killed: then only a kill of this process too would leave something
-            print(words, file=self._process.stdin, flush=True)
+    def _say(self, item: dict) -> None:
+        self._lines.append(json.dumps(item))
+        self.ensure()
+        with suppress(BrokenPipeError):  # it died just now: the next `ensure` tells its successor
+            self._write(self._lines[-1:])
 
+    def _start(self) -> subprocess.Popen:
+        command = [sys.executable, "-P", "-m", "mnnvl_lab.processes.reaper", str(os.getpid())]
+        path = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, start_new_session=True)
+        with suppress(BrokenPipeError):
+            self._write(self._lines)
+        return self._process
 
-def end(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes with their children and wait until they are gone."""
-    doomed = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            doomed += [*process.children(recursive=True), process]
-    for process in doomed:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    deadline = time.monotonic() + LIMIT_S
-    while any(alive(process) for process in doomed) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether it runs: neither gone, nor replaced by another of the same id, nor dead and waiting for its parent."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def clean_up(lines: Iterable[str]) -> None:
-    """Do what the lines say, unless the last says that it is done."""
-    processes, directories = [], []
-    for line in lines:
-        kind, *words = line.split()
-        if kind == "done":
-            return
-        if kind == "directory":
-            directories += words
-        else:
-            processes += _found(int(words[0]), float(words[1]))
-    end(processes)
-    for path in directories:
-        remove(Path(path))
-
-
-def remove(directory: Path) -> None:
-    """Remove a directory for certain: a process on its way out may still write into it."""
-    deadline = time.monotonic() + LIMIT_S
-    while directory.exists() and time.monotonic() < deadline:
-        shutil.rmtree(directory, ignore_errors=True)
-        if directory.exists():
-            time.sleep(0.05)
-
-
-def _found(pid: int, created: float) -> list[psutil.Process]:
-    """The process if it is the one that began at `created`: ids are used again."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return [process] if process.create_time() == created else []
-    return []
-
-
-if __name__ == "__main__":
-    clean_up(sys.stdin)
+    def _write(self, lines: list[str]) -> None:
+        self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        self._process.stdin.flush()
