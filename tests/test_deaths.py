@@ -11,7 +11,7 @@ from mnnvl_lab.faults import absence, death
 from mnnvl_lab.faults.death import Death, die_while_measuring
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point
-from tests.ranks_helpers import keep_gpu_busy, pid
+from tests.ranks_helpers import fail_on, keep_gpu_busy, kill_self, pid
 
 SQUARE = Layout(tp=2, dp=2)
 NAMED_WITHIN_S = 5
@@ -55,6 +55,34 @@ def test_a_process_that_lost_its_gpu_is_replaced(ranks):
     with pytest.raises(RankError, match="CUDA error"):
         ranks.run(death.lose_gpu)
     assert [old == new for old, new in zip(pids, ranks.run(pid), strict=True)] == [True, False, True, True]
+
+
+def test_a_cuda_error_is_named_though_cleaning_up_aborts_the_process(ranks):
+    began_s = time.monotonic()
+    with pytest.raises(RankDied, match=r"CUDA error: an illegal memory access.*\n.*SIGABRT") as caught:
+        ranks.run(death.abort_in_cleanup, absence.small_point(SQUARE), failing=2)
+    assert time.monotonic() - began_s < NAMED_WITHIN_S
+    assert (caught.value.rank, caught.value.phase) == (2, "after dispatch")
+    assert "in abort_in_cleanup" in caught.value.report
+    with pytest.raises(RankDied) as later:  # an error is no cause for what happens in a later call
+        ranks.run(die_while_measuring, absence.small_point(SQUARE), Death(rank=2, phase="open", cause="SIGKILL"))
+    assert "CUDA" not in str(later.value)
+
+
+def test_an_error_of_an_earlier_call_is_not_the_cause_of_a_later_death(ranks):
+    with pytest.raises(RankError, match="no luck on 1"):
+        ranks.run(fail_on, 1)
+    with pytest.raises(RankDied, match="signal 9") as caught:
+        ranks.run(kill_self, 1)
+    assert "no luck" not in str(caught.value)
+
+
+def test_a_cuda_error_is_named_though_freeing_its_frames_would_abort(ranks):
+    with pytest.raises(RankError, match=r"CUDA error.*AbortsWhenFreed") as caught:
+        ranks.run(death.abort_with_the_frames)
+    assert not isinstance(caught.value, RankDied)
+    assert caught.value.rank == 1
+    assert len(ranks.run(pid)) == 4
 
 
 def test_a_process_whose_gpu_does_not_come_to_rest_takes_no_other_place(ranks):

@@ -59,6 +59,35 @@ def lose_gpu(rank) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+def abort_in_cleanup(rank, point: Point, *, failing: int) -> None:
+    """Rank function: as after a CUDA error whose cleaning up aborts the process, also where there is no GPU."""
+    from mnnvl_lab.transport import open_transport
+
+    with open_transport(rank, point.exchange) as transport:
+        if rank.index == failing:
+            transport.abandon = os.abort
+            rank.phase = "after dispatch"
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        rank.group("world").barrier()
+
+
+class AbortsWhenFreed:
+    """As a tensor of a GPU whose context has failed."""
+
+    def __del__(self):
+        os.abort()
+
+
+def abort_with_the_frames(rank) -> None:
+    """Rank function: rank 1 fails with a CUDA error while its frame holds what aborts once it is freed."""
+    if rank.index == 1:
+        import torch
+
+        rank.device = torch.device("cuda", 0)
+        held = AbortsWhenFreed()
+        raise RuntimeError(f"CUDA error: an illegal memory access was encountered, {type(held).__name__}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Death:
     """Who dies, when and how.
@@ -79,7 +108,7 @@ class DeadlyMark:
 
     def __init__(self, mark, death: Death):
         self._mark, self._death = mark, death
-        self.read = mark.read
+        self.read, self.report, self.forget_report = mark.read, mark.report, mark.forget_report
 
     def write(self, words: str) -> None:
         self._mark.write(words)

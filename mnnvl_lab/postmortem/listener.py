@@ -2,22 +2,30 @@
 
 It sleeps on a named pipe in the run directory, which only its owner can open, so it costs nothing until somebody asks.
 Waiting for a GPU, for Gloo or in this package's own loops leaves Python to other threads; where it does not, the asker
-gives up and still has the rank's stack.
+gives up and still has the rank's stack. It lives as long as its process, whatever it is asked and whatever it finds:
+what cannot be described is named in the answer, and the next question finds it listening.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mnnvl_lab.postmortem.snapshot import Meeting, Snapshot, to_json
 
 if TYPE_CHECKING:
     from mnnvl_lab.ranks.rank import Rank
+
+
+QUESTION = re.compile("[0-9a-f]{32}")  # it becomes part of a file's name
 
 
 def pipe_path(run_dir: Path, pid: int) -> Path:
@@ -41,29 +49,54 @@ class Listener:
         path = pipe_path(run_dir, os.getpid())
         os.mkfifo(path, 0o600)
         # Open for both, so that reading blocks between two askers and does not end with the first.
-        self._pipe = open(os.open(path, os.O_RDWR | os.O_CLOEXEC))  # noqa: SIM115 - lives as long as the process
+        self._pipe = open(os.open(path, os.O_RDWR | os.O_CLOEXEC), "rb")  # noqa: SIM115 - lives as long as the process
         threading.Thread(target=self._listen, name="mnnvl_lab-listener", daemon=True).start()
 
     def _listen(self) -> None:
         for line in self._pipe:
-            path = answer_path(self._run_dir, os.getpid(), line.strip())
+            with suppress(BaseException):  # a full disk, no memory, or what a library raises: the next question may go
+                self._answer(line.strip().decode())
+
+    def _answer(self, question: str) -> None:
+        if QUESTION.fullmatch(question):
+            path = answer_path(self._run_dir, os.getpid(), question)
             partial = path.with_suffix(".partial")
             partial.write_text(to_json(describe(self._current())))
             partial.rename(path)
 
 
 def describe(rank: Rank | None) -> Snapshot:
-    """What there is to see of a rank; whatever fails is named in `trouble`."""
+    """What there is to see of a rank; whatever fails is named in `trouble`, and the rest is still told."""
     if rank is None:
         return Snapshot(rank=-1, trouble="it is no rank yet")
-    meetings = {
-        name: Meeting(ranks=group.ranks, begun=group.begun, done=group.done) for name, group in rank.groups.items()
-    }
-    seen = {"rank": rank.index, "phase": rank.phase, "meetings": meetings}
+    seen, troubles = {"rank": -1}, []
+    for part in (_place, _meetings, _transport):
+        try:
+            seen |= part(rank)
+        except BaseException as error:
+            troubles.append(_words(error))
+    return Snapshot(**seen, trouble="; ".join(troubles))
+
+
+def _words(error: BaseException) -> str:
     try:
-        return Snapshot(**seen, **_transport(rank))
-    except Exception as error:
-        return Snapshot(**seen, trouble="".join(traceback.format_exception_only(error)).strip())
+        return "".join(traceback.format_exception_only(error)).strip()
+    except BaseException:  # its own text cannot be made
+        return type(error).__name__
+
+
+def _place(rank: Rank) -> dict[str, object]:
+    return {"rank": int(rank.index), "phase": str(rank.phase)}
+
+
+def _meetings(rank: Rank) -> dict[str, object]:
+    groups = list(rank.groups.items())  # at once: the main thread may add one meanwhile
+    return {
+        "meetings": {
+            str(name): Meeting(ranks=_integers(group.ranks), begun=int(group.begun), done=int(group.done))
+            for name, group in groups
+        }
+    }
 
 
 def _transport(rank: Rank) -> dict[str, object]:
@@ -75,4 +108,22 @@ def _transport(rank: Rank) -> dict[str, object]:
 
         torch.cuda.set_device(rank.device)  # a new thread begins at device 0
     peek = getattr(transport, "peek_flags", dict)
-    return {"mode": transport.mode, "peers": transport.group.ranks, "active": transport.active, "flags": peek()}
+    active = transport.active
+    return {
+        "mode": str(transport.mode),
+        "peers": _integers(transport.group.ranks),
+        "active": None if active is None else _integers(active),
+        "flags": {str(name): _numbers(name, values) for name, values in list(peek().items())},
+    }
+
+
+def _integers(values: Iterable) -> tuple[int, ...]:
+    """Python's own, also out of numpy's or torch's."""
+    return tuple(int(value) for value in values)
+
+
+def _numbers(name: object, values: object) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"flags {name} are of type {array.dtype}, not numbers")
+    return array

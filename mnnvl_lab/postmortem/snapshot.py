@@ -75,6 +75,14 @@ def to_json(snapshot: Snapshot) -> str:
 
 
 def from_json(text: str) -> Snapshot:
+    """The snapshot, or an empty one whose `trouble` says why the text is none."""
+    try:
+        return _parsed(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Snapshot(rank=-1, trouble=f"its answer cannot be read ({error!r})")
+
+
+def _parsed(text: str) -> Snapshot:
     fields = json.loads(text)
     active = fields["active"]
     fields |= {

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem.snapshot import BUSY, DEAF, Snapshot
-from mnnvl_lab.postmortem.waits import Wait, in_round, waits_among
+from mnnvl_lab.postmortem.waits import Wait, in_round, readable, waits_among
 from mnnvl_lab.show import html_block, text_block
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)')
@@ -119,7 +119,8 @@ class Verdict:
 
 def judge(snapshots: Mapping[int, Snapshot], layout: Layout, *, limit_s: float) -> Verdict:
     """Work out from what the ranks show who waits for whom."""
-    return Verdict(layout=layout, snapshots=snapshots, waits=tuple(waits_among(snapshots)), limit_s=limit_s)
+    read = {rank: readable(snapshot) for rank, snapshot in snapshots.items()}
+    return Verdict(layout=layout, snapshots=read, waits=tuple(waits_among(read)), limit_s=limit_s)
 
 
 def own_frames(stack: str) -> list[re.Match]:

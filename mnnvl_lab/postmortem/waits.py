@@ -9,7 +9,7 @@ awaited.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,6 +43,16 @@ def waits_among(snapshots: Mapping[int, Snapshot]) -> list[Wait]:
             own = [*_in_collectives(snapshot, snapshots), *_in_kernels(snapshot)]
             found += own or _by_phase(snapshot, snapshots)
     return found
+
+
+def readable(snapshot: Snapshot) -> Snapshot:
+    """The snapshot, without flags from which no waits can be read: `trouble` then says why."""
+    try:
+        list(_in_kernels(snapshot))
+    except Exception as error:
+        trouble = "; ".join(filter(None, [snapshot.trouble, f"its flags cannot be read ({error!r})"]))
+        return replace(snapshot, flags={}, trouble=trouble)
+    return snapshot
 
 
 def in_round(wait: Wait, snapshots: Mapping[int, Snapshot]) -> bool:

@@ -6,25 +6,25 @@ import os
 import pickle
 import secrets
 import signal
-import socket
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mnnvl_lab.errors import RankDied, RankTimeout, Refused
-from mnnvl_lab.processes.ownership import OwnedDirectory, alive, end, end_marked, process_of
+from mnnvl_lab.processes.ownership import OwnedDirectory, alive, end, end_marked
 from mnnvl_lab.ranks.controller import Controller
-from mnnvl_lab.ranks.ends import End
+from mnnvl_lab.ranks.ends import End, after_error
 from mnnvl_lab.ranks.engine import Failure, Identity
+from mnnvl_lab.ranks.engine_process import Process
 from mnnvl_lab.ranks.launchers import Launcher
+from mnnvl_lab.ranks.mark import read_report
 from mnnvl_lab.ranks.nursery import Nursery
-from mnnvl_lab.ranks.resources import created, memory_dir, temporary_dir
+from mnnvl_lab.ranks.resources import created, memory_dir, require_open_files, temporary_dir
 from mnnvl_lab.ranks.warden import Warden
 
 if TYPE_CHECKING:
@@ -34,26 +34,6 @@ POLL_S = 0.02
 ASK_AGAIN_S = 0.2
 END_S = 3.0  # for a launcher to notice the end of a process
 RUN_VARIABLE = "MNNVL_LAB_RUN"  # in the environment of every process that a run starts, and of no other
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """An engine as seen from here.
-
-    Attributes:
-        engine: its number in ipyparallel.
-        pid, host: its process and machine.
-        handle: its process, if the machine is this one.
-    """
-
-    engine: int
-    pid: int
-    host: str
-    handle: psutil.Process | None
-
-    @property
-    def here(self) -> bool:
-        return self.handle is not None
 
 
 class Cluster:
@@ -74,6 +54,7 @@ class Cluster:
 
     def __init__(self, *, launcher: Launcher, options: dict[str, Any], start_timeout_s: float):
         self.launcher, self._start_timeout_s = launcher, start_timeout_s
+        require_open_files(1)
         self._owner, self._marks = os.getpid(), {RUN_VARIABLE: secrets.token_hex(16)}
         self._directories = [OwnedDirectory.named(parent) for parent in (temporary_dir(), memory_dir())]
         self._warden = Warden()
@@ -91,9 +72,10 @@ class Cluster:
 
         Raises:
             RankDied: one ended while it started; RankTimeout: not all registered in time. HelperDied: the controller or
-                the fork server died meanwhile.
+                the fork server died meanwhile. Refused: too few files may be open for so many.
         """
         self._require_owner()
+        require_open_files(len(self._known) + count)
         deadline = time.monotonic() + self._start_timeout_s
         try:
             return self._start(count, env | self._marks, deadline)
@@ -180,11 +162,11 @@ class Cluster:
                 self._controller.client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
 
     def end_of(self, process: Process) -> End:
-        """How a dead engine's process ended, as its launcher noticed it."""
+        """How a dead engine's process ended, as its launcher noticed it, and the error that it had met before."""
         deadline = time.monotonic() + END_S
         while (found := self._engines.end_of(process.pid)) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        return found or End(cause="its process ended")
+        return after_error(found or End(cause="its process ended"), read_report(self.run_dir, process.pid))
 
     def close(self) -> None:
         """End every process and remove every file. Idempotent; works at whatever point the start was left.
@@ -225,7 +207,7 @@ class Cluster:
         self._warden.watch(self._engines.processes())
         identities = self._await_registration(count, deadline)
         order = sorted(identities, key=lambda engine: (identities[engine].place, engine))
-        return [_process(engine, identities[engine]) for engine in order]
+        return [Process.of(engine, identities[engine]) for engine in order]
 
     def _start_controller(self, deadline: float) -> None:
         self._controller.start(deadline)
@@ -236,7 +218,7 @@ class Cluster:
         asked: dict[int, Future] = {}
         while (answered := sum(future.done() for future in asked.values())) < count:
             for engine in set(self._controller.client.ids) - self._known - asked.keys():
-                asked[engine] = self.submit(_unknown(engine), "identify")
+                asked[engine] = self.submit(Process.unknown(engine), "identify")
             self.require_helpers()
             if found := self._engines.first_end():
                 raise RankDied(rank=len(self._known), phase="start", cause=found.cause, report=found.report)
@@ -257,16 +239,3 @@ def unpack(answer: bytes) -> Any:
 def failure_of(error: BaseException) -> Failure:
     """An answer that never came because ipyparallel failed in between."""
     return Failure(error=None, words=f"{type(error).__name__}: {error}", report="")
-
-
-def _process(engine: int, identity: Identity) -> Process:
-    """Raises RankDied if an engine on this machine has ended since it answered; its pid may be another's by now."""
-    here = identity.host == socket.gethostname()
-    handle = process_of(identity.pid, identity.started) if here else None
-    if here and handle is None:
-        raise RankDied(rank=engine, phase="start", cause="its process ended right after it had registered")
-    return Process(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
-
-
-def _unknown(engine: int) -> Process:
-    return Process(engine=engine, pid=0, host="", handle=None)

@@ -24,6 +24,18 @@ def exit_words(exit_code: int | None) -> str:
     return f"exit code {exit_code}"
 
 
+def after_error(end: End, met: tuple[str, str]) -> End:
+    """The end of a process that had met an error, which is the cause then.
+
+    Args:
+        met: the error in a line or two, and its traceback (`mark.read_report`).
+    """
+    words, frames = met
+    if not words:
+        return end
+    return End(cause=f"{words}\n  while cleaning up after this error: {end.cause}", report=f"{frames}\n{end.report}")
+
+
 def tail(log: str | Path) -> str:
     """The end of a log, without the engine's own chatter."""
     if isinstance(log, Path):

@@ -68,6 +68,7 @@ class Engine:
         self._mark: Mark | None = None
         self._listener: Listener | None = None
         self._stack_file = None
+        self._errors: list[BaseException] = []
 
     def answer(self, request: bytes) -> bytes:
         """Do what is asked; never raise."""
@@ -75,8 +76,17 @@ class Engine:
             method, args, kwargs = pickle.loads(request)
             return pickle.dumps(getattr(self, method)(*args, **kwargs))
         except BaseException as error:  # also SystemExit of a rank function: the engine must live on
-            phase = self._mark.read() if self._mark else ""
-            return pickle.dumps(_failure(error, phase=phase, lost=self._gpu_is_lost()))
+            return pickle.dumps(self._failure(error))
+
+    def _failure(self, error: BaseException) -> Failure:
+        phase = ""
+        if self._mark:
+            phase = self._mark.read()
+            self._mark.report(error)
+        lost = self._gpu_is_lost()
+        if lost:  # kept for good: tensors in its frames would free GPU memory, which aborts before the answer is sent
+            self._errors.append(error)
+        return _failure(error, phase=phase, lost=lost)
 
     def identify(self) -> Identity:
         place = next((int(os.environ[hint]) for hint in RANK_HINTS if hint in os.environ), 0)
@@ -133,6 +143,7 @@ class Engine:
         return self.rank is not None and self.rank.device.type == "cuda" and not comes_to_rest(self.rank.device)
 
     def run(self, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._mark.forget_report()
         self._mark.write(fn.__name__)
         return fn(self.rank, *args, **kwargs)
 

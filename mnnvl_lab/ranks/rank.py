@@ -77,6 +77,10 @@ class Rank:
     def phase(self, words: str) -> None:
         self._mark.write(words)
 
+    def report(self, error: BaseException) -> None:
+        """Leave an error where it is found even if cleaning up after it ends the process."""
+        self._mark.report(error)
+
     def group(self, name: str) -> Group:
         """This rank's group `world`, `ep`, `tp`, `dp`, `pcp` or `pp`."""
         if name not in self.groups:

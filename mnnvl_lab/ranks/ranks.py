@@ -140,9 +140,9 @@ class Ranks:
             only: the ranks to call, if not all. Dead ranks are then left dead.
 
         Raises:
-            HelperDied: a process that serves the ranks ended. RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. A `LabError`
-            that all ranks raise alike is re-raised as it is. Refused: `fn` cannot be found by its name, an argument is
-            wrong or cannot be pickled, or the ranks are closed.
+            RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. HelperDied: a
+            process that serves the ranks ended. A `LabError` that all ranks raise alike is re-raised as it is. Refused:
+            `fn` cannot be found by its name, an argument is wrong or cannot be pickled, or the ranks are closed.
         """
         self.require_open()
         fn, ranks = require_importable(fn), require_ranks(only, self.size)

@@ -206,11 +206,12 @@ class Transport(ABC):
     def __enter__(self):
         return self
 
-    def __exit__(self, error_type, *rest):
+    def __exit__(self, error_type, error, traceback):
         if error_type is None:
             self.rank.phase = "close"
             self.close()
         else:  # its phase is the one to know
+            self.rank.report(error)
             self.abandon()
 
     def _prepare_if_due(self, batch: Batch) -> None:
