@@ -85,6 +85,17 @@ def test_the_lock_of_a_killed_sweep_is_no_hindrance(tmp_path):
     records.Appender(path, records.provenance(fabric="host")).close()
 
 
+def test_what_is_left_of_other_files_is_not_removed(tmp_path):
+    """A name may look like a pattern; what another file or program left in a similar form is not this one's."""
+    path = tmp_path / "*.parquet"
+    others = [tmp_path / f".other.parquet.{'0' * 32}.partial", tmp_path / ".*.parquet.my own.partial"]
+    own = tmp_path / f".*.parquet.{'0' * 32}.partial"
+    for file in (*others, own):
+        file.touch()
+    records.Appender(path, records.provenance(fabric="host")).close()
+    assert [file.exists() for file in (*others, own)] == [True, True, False]
+
+
 def test_a_reader_looks_at_the_path_once(tmp_path, monkeypatch):
     """Whoever looks twice may meet two versions, since a sweep replaces the file: here it is gone at the second."""
     path, table = tmp_path / "sweep.parquet", records.load(RECORDED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -122,7 +123,7 @@ class Appender:
         self.close()
 
     def _existing(self, resume: bool) -> pd.DataFrame | None:
-        for partial in self.path.parent.glob(f".{self.path.name}.*.partial"):
+        for partial in self.path.parent.glob(f".{glob.escape(self.path.name)}.{'[0-9a-f]' * 32}.partial"):
             partial.unlink(missing_ok=True)
         if not self.path.exists():
             return None
