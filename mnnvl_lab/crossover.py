@@ -8,6 +8,7 @@ the tokens; where it passes zero, the modes change places.
 from __future__ import annotations
 
 from itertools import combinations, pairwise
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,17 @@ import pandas as pd
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.order_statistics import median_interval
 from mnnvl_lab.records import POINT_COLUMNS, slowest_rank
+from mnnvl_lab.records.columns import OPTIONS, SIZES
 
 NO_DIFFERENCE = "no difference"
-OPTIONS = ("payload_in_workspace", "low_precision_combine")
-"""How a mode is used; belongs to a contender, not to the load."""
+WORDS = MappingProxyType(
+    {
+        "payload_in_workspace": "in place",
+        "low_precision_combine": "fp8 combine",
+        "enable_rank_mask": "rank mask",
+        "without_pdl": "without PDL",
+    }
+)
 WITHIN = (*POINT_COLUMNS, "device")
 
 
@@ -45,7 +53,7 @@ def medians(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round"
     derived = groups.apply(_median_interval).unstack().reset_index()
     derived["n"] = derived["n"].astype("int64")
     derived.insert(0, "contender", [_contender(row) for row in derived.to_dict("records")])
-    return derived
+    return _with_capacities(derived)
 
 
 def table(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round") -> pd.DataFrame:
@@ -92,13 +100,26 @@ def _median_interval(values: pd.Series) -> pd.Series:
 
 
 def _contender(row: dict) -> str:
-    options = {"payload_in_workspace": "in place", "low_precision_combine": "fp8 combine"}
-    return ", ".join([row["mode"], *(words for name, words in options.items() if row.get(name))])
+    flags = [words for name, words in WORDS.items() if row.get(name)]
+    counts = [f"{name} {row[name]}" for name in ("eplb_stats_experts", "sm_limit") if row.get(name)]
+    return ", ".join([row["mode"], *flags, *counts])
+
+
+def _with_capacities(derived: pd.DataFrame) -> pd.DataFrame:
+    """A contender that was measured with several capacities at the same load becomes several, each named by its own."""
+    load = [name for name in WITHIN if name in derived.columns and name not in (*OPTIONS, "max_tokens")]
+    several = derived.duplicated([*load, "contender"], keep=False)
+    names = derived.loc[several, "contender"].unique()
+    label = [
+        f"{name}, capacity {size}" if name in names else name
+        for name, size in zip(derived["contender"], derived.get("max_tokens", derived["n"]), strict=True)
+    ]
+    return derived.assign(contender=label)
 
 
 def _loads(derived: pd.DataFrame):
     """Contenders that face the same load, as (columns of the load, their rows)."""
-    names = [n for n in WITHIN if n in derived.columns and n not in ("mode", "tokens", *OPTIONS)]
+    names = [n for n in WITHIN if n in derived.columns and n not in ("mode", "tokens", *SIZES, *OPTIONS)]
     for values, contenders in derived.groupby(names, sort=False):
         yield dict(zip(names, values, strict=True)), contenders
 

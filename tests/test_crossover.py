@@ -33,7 +33,7 @@ def samples(lines: dict[str, list[float]], *, noise: float = 0.001, **changes) -
     rows = [
         POINT
         | {"mode": mode, "tokens": tokens, "rank": rank, "iteration": i}
-        | {"latency_us": latency * (1 + noise * (i - 5)) - (1 - rank)}
+        | {"latency_us": latency * (1 + noise * (i - 5)) * (0.9 + 0.1 * rank)}
         | changes
         for mode, latencies in lines.items()
         for tokens, latency in zip(TOKENS, latencies, strict=True)
@@ -64,6 +64,14 @@ class TestTable:
         in_place = samples({"one_sided": [15.0] * 5}, payload_in_workspace=True)
         table = crossover.table(records.join([plain, in_place]))
         assert set(table["fastest"]) == {"one_sided, in place"}
+
+    def test_capacities_of_a_mode_compete_where_there_are_several(self):
+        fitted = samples({"one_sided": [20.0] * 5, "two_sided": [30.0] * 5})
+        large = samples({"one_sided": [15.0] * 5}, max_tokens=8192)
+        assert set(crossover.table(fitted)["fastest"]) == {"one_sided"}
+        table = crossover.table(records.join([fitted, large]))
+        assert set(table["fastest"]) == {"one_sided, capacity 8192"}
+        assert table["runner_up"].tolist() == [f"one_sided, capacity {n}" for n in TOKENS]
 
     def test_loads_are_kept_apart(self):
         both = [

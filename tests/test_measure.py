@@ -163,13 +163,16 @@ def test_options_reach_their_mode_alone():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Point(**vars(point_of()) | {"clock": "wall"}), "clock is 'wall'"),
+        (lambda: Point(**vars(point_of()) | {"clock": "wall"}), "clock 'wall' is not known"),
         (lambda: Point(**vars(point_of()) | {"clock": "graph", "delay": Delay(delay_us=5)}), "delay of 5 us"),
         (lambda: Point(**vars(point_of()) | {"clock": "graph", "cold_l2": True}), "cold_l2 is True with clock graph"),
         (lambda: Point(**vars(point_of()) | {"clock": "kernel", "cold_l2": True}), "cold_l2 is True with clock kernel"),
         (lambda: Sampling(min_samples=9, max_samples=3), "min_samples is 9 and max_samples 3"),
         (lambda: Sweep(layouts=(), tokens=(1,), hidden=1, experts=1, top_k=1), "layouts is empty"),
-        (lambda: Sweep(layouts=(Layout(),), tokens=(1,), hidden=1, experts=1, top_k=1, fabric="ib"), "fabric is 'ib'"),
+        (
+            lambda: Sweep(layouts=(Layout(),), tokens=(1,), hidden=1, experts=1, top_k=1, fabric="ib"),
+            "fabric 'ib' is not known",
+        ),
         (lambda: require_cuda("graph", torch.device("cpu")), "clock graph on device cpu"),
     ],
 )

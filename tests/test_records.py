@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from mnnvl_lab.records.compare import TOO_FEW, verdicts
 from mnnvl_lab.records.provenance import command
 from mnnvl_lab.records.rank_test import least_p, p_value, ratio_interval
 
+DATA = Path(__file__).parents[1] / "data"
 ORIGIN = {"device": "2-core Test Processor", "topology": "shared memory of one machine"}
 POINT = {
     "mode": "one_sided",
@@ -63,6 +65,11 @@ def table(latency_us=None, *, provenance=None, **fields):
     return records.new_table(samples(latency_us, **fields), provenance or origin())
 
 
+def key_of(made):
+    """Key of the only point of a table."""
+    return records.point_key(made.iloc[0])
+
+
 class TestColumns:
     def test_every_number_with_a_unit_names_it(self):
         suffix = {"µs": "_us", "B": "_bytes"}
@@ -91,6 +98,8 @@ class TestTables:
             ({"latency_us": "fast"}, "column latency_us"),
             ({"tokens": 1.5}, "column tokens"),
             ({"bandwidth": 3}, "unknown column 'bandwidth'"),
+            ({"latency_us": float("nan")}, "latency_us holds nan: a time is at least 0"),
+            ({"latency_us": -1.0}, "latency_us holds -1"),
         ],
     )
     def test_wrong_columns_are_refused(self, change, words):
@@ -140,6 +149,74 @@ class TestTables:
     )
     def test_the_command_is_what_was_typed(self, argv, typed):
         assert command(argv) == typed
+
+
+class TestOlderRecords:
+    """Files of schema 1 say less; what they lack is what they implicitly had."""
+
+    def test_what_they_lack_is_filled_in(self):
+        row = records.new_table(samples(tokens=16) + samples(tokens=0), origin()).iloc[[0, -1]]
+        assert row["token_counts"].tolist() == ["equal"] * 2
+        assert row["max_tokens"].tolist() == row["runtime_max_tokens"].tolist() == [16, 1]
+        assert row[["repeat", "ep_group", "sm_limit", "eplb_stats_experts"]].to_numpy().tolist() == [[0] * 4] * 2
+        assert set(row["combine_dtype"]) == {"bf16"}
+        assert set(row["workspace_group"]) == {"ep"}
+
+    def test_points_that_were_merged_are_repeats(self):
+        made = records.new_table([row for start in (10, 50, 90) for row in samples(np.full((3, 4), start))], origin())
+        assert records.summary(made)[["repeat", "p50_us", "n"]].to_numpy().tolist() == [
+            [0, 10, 3],
+            [1, 50, 3],
+            [2, 90, 3],
+        ]
+
+    def test_figures_of_the_recorded_data_are_the_same(self):
+        path = DATA / "h100x2_nvlink_ep2_bf16.parquet"
+        made = records.load(path)
+        before = ["mode", "clock", "phase", "tokens", "format", "routing", "payload_in_workspace"]
+        slowest = (
+            pd.read_parquet(DATA / "h100x2_nvlink_ep2_bf16.parquet").groupby([*before, "iteration"])["latency_us"].max()
+        )
+        medians = slowest.groupby(before).median()
+        found = records.summary(made).set_index(before)["p50_us"].sort_index()
+        assert found.to_dict() == medians.sort_index().to_dict()
+
+
+class TestPipelineStages:
+    """DP 2 x PP 2: ranks 0 and 2 are the first EP group, 1 and 3 the second; each stops sampling by itself."""
+
+    def made(self):
+        layout = {"tp": 1, "dp": 2, "pp": 2, "ep_size": 2}
+        rows = [
+            POINT | layout | {"rank": rank, "iteration": i, "latency_us": 100.0 * (1 + rank % 2) + rank + i}
+            for rank in range(4)
+            for i in range(6 if rank % 2 else 3)
+        ]
+        return records.new_table(rows, origin())
+
+    def test_each_is_a_group_of_its_own(self):
+        made = self.made()
+        assert made.groupby("rank")["ep_group"].unique().map(list).tolist() == [[0], [1], [0], [1]]
+        found = records.summary(made)[["ep_group", "p50_us", "n"]]
+        assert found.to_numpy().tolist() == [[0, 103, 3], [1, 205.5, 6]]
+
+    def test_statistics_never_mix_them(self):
+        with pytest.raises(RecordError, match=r"ep_group has the values 0, 1: .* add ep_group to by"):
+            records.summary(self.made(), by=["mode"])
+        assert len(records.summary(self.made().query("ep_group == 0"), by=["mode"])) == 1
+
+    def test_they_are_told_apart_where_the_column_is_missing(self):
+        raw = self.made().drop(columns="ep_group")
+        assert sorted(records.slowest_rank(raw).groupby("ep_group").size()) == [3, 6]
+
+    def test_comparing_them_goes_stage_by_stage(self):
+        made = self.made()
+        assert records.compare(made, made)["ep_group"].tolist() == [0, 1]
+
+    def test_a_rank_outside_its_layout_is_refused(self):
+        raw = pd.DataFrame(self.made().drop(columns="ep_group").assign(rank=9))
+        with pytest.raises(RecordError, match=r"rank is 9: it must lie in \[0, 4\)"):
+            records.new_table(raw, origin())
 
 
 class TestJoin:
@@ -416,9 +493,7 @@ class TestAppender:
             out.add(samples())
             assert len(records.load(path)) == 32
             out.add(samples(tokens=32))
-        assert records.done_points(path) == {
-            records.point_key(POINT | more | DEFAULTS) for more in ({}, {"tokens": 32})
-        }
+        assert records.done_points(path) == {key_of(table(**more)) for more in ({}, {"tokens": 32})}
         assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.parquet"]
 
     def test_a_second_sweep_is_refused(self, tmp_path):
@@ -455,15 +530,6 @@ class TestAppender:
         with records.Appender(path, origin(), resume=True) as out:
             assert len(out.done) == 1
         assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.parquet"]
-
-
-DEFAULTS = {
-    "payload_in_workspace": False,
-    "low_precision_combine": False,
-    "l2": "warm",
-    "delayed_rank": 0,
-    "delay_us": 0.0,
-}
 
 
 def _append_and_wait(path, ready):

@@ -42,12 +42,15 @@ compare before.parquet after.parquet --out figures""",
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
     from mnnvl_lab.cli.figures import load
+    from mnnvl_lab.records.columns import SIZES
     from mnnvl_lab.records.compare import VERDICTS
 
     a, b = load(args.a), load(args.b)
     table = records.compare(a, b, alpha=args.alpha)
     varying = [
-        name for name in records.POINT_COLUMNS if name in ("mode", "phase", "tokens") or table[name].nunique() > 1
+        name
+        for name in records.POINT_COLUMNS
+        if name in ("mode", "phase", "tokens") or (name not in SIZES and table[name].nunique() > 1)
     ]
     shown = table[[*varying, "p50_us_a", "p50_us_b", "change_percent", "p_value", "verdict"]]
     print(shown.to_string(index=False, float_format="{:.4g}".format))

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab import plots, records
-from mnnvl_lab.crossover import OPTIONS
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
-from mnnvl_lab.plots.limits import can_redraw, need_of, rows_of
+from mnnvl_lab.plots.limits import can_redraw, need_of, rows_of, tokens_of
 from mnnvl_lab.records import POINT_COLUMNS
+from mnnvl_lab.records.columns import OPTIONS, SIZES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LAYOUT = ("tp", "dp", "pcp", "pp")
 SHAPE = (*LAYOUT, "hidden", "experts", "top_k", "format")
-LATENCY = tuple(name for name in POINT_COLUMNS if name not in ("mode", "tokens"))
+LATENCY = tuple(name for name in POINT_COLUMNS if name not in ("mode", "tokens", *SIZES))
 EP_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -37,9 +37,10 @@ def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
         yield f"latency{name}", plots.latency(part, bounds=plots.limits(part))
     for name, part in settings(table, SHAPE):
         yield from _workspaces(name, part, gpu)
-    for name, part in settings(table, (*SHAPE, "routing", "seed")):
+    for name, part in settings(table, (*SHAPE, "routing", "seed", "token_counts")):
         if can_redraw(part["routing"].iloc[0]):
-            rows_RR = rows_of(part.iloc[0], int(part["tokens"].max()))
+            fullest = part.loc[part["tokens"].idxmax()]
+            rows_RR = rows_of(fullest, tokens_of(fullest))
             yield f"traffic{name}", plots.traffic(plots.traffic_table(rows_RR))
     for name, part in settings(table, LAYOUT):
         layout = Layout(**{axis: int(part[axis].iloc[0]) for axis in LAYOUT})
@@ -83,10 +84,12 @@ def save_all(named: Iterable[tuple[str, Axes]], out: str, kind: str) -> None:
 def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The parts of a table that make one figure, a line a mode.
 
-    How a mode is used, such as written in place, parts figures only where one mode is used in both ways.
+    How a mode is used, such as written in place, parts figures only where one mode is used in both ways; capacity and
+    runtime max only where they do not follow from the tokens.
     """
     own = [name for name in OPTIONS if (table.groupby("mode")[name].nunique() == 1).all()]
-    yield from settings(table, [name for name in LATENCY if name not in own])
+    sizes = [name for name in SIZES if (table.groupby(["mode", "tokens"])[name].nunique() > 1).any()]
+    yield from settings(table, [*(name for name in LATENCY if name not in own), *sizes])
 
 
 def settings(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -114,8 +114,9 @@ def run(args: argparse.Namespace) -> None:
 
     table = run_sweep(sweep, out=args.out, resume=args.resume, progress=not args.quiet)
     columns = ["mode", "clock", "format", "routing", "tokens", "p50_us", "p90_us", "min_us", "n"]
-    rounds = summary(table[table["phase"] == "round"])[columns]
-    print(rounds.to_string(index=False, float_format="{:.1f}".format))
+    rounds = summary(table[table["phase"] == "round"])
+    apart = [name for name in ("token_counts", "ep_group", "repeat") if rounds[name].nunique() > 1]
+    print(rounds[[*columns[:5], *apart, *columns[5:]]].to_string(index=False, float_format="{:.1f}".format))
     print(f"wrote {args.out}, every result checked; draw it: python -m mnnvl_lab plot {args.out} --out DIR")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -15,6 +16,8 @@ from mnnvl_lab.latency_model.work import Point
 from mnnvl_lab.records import provenance_of, summary
 
 KIND = "prediction"
+PLAIN = MappingProxyType({"token_counts": "equal", "combine_dtype": "bf16", "extra_payload_bytes": ""})
+"""What the model's points do not tell apart: other values are left out."""
 
 
 def observations(table: pd.DataFrame, *, gpus: int | None = None) -> list[Observation]:
@@ -30,6 +33,8 @@ def observations(table: pd.DataFrame, *, gpus: int | None = None) -> list[Observ
     """
     graph_rounds = (table["clock"] == "graph") & (table["phase"] == "round") & (table["fabric"] != "host")
     undisturbed = (table["delay_us"] == 0) & (table["l2"] == "warm") & (table["tokens"] > 0)
+    for name, value in PLAIN.items():
+        undisturbed &= table[name] == value if name in table.columns else True
     chosen = table[graph_rounds & undisturbed & table["mode"].isin(list(TERMS))]
     if chosen.empty:
         raise Refused("no rounds on the graph clock of a GPU: the model is fitted to these; sweep with clock graph")

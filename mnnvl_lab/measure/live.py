@@ -68,7 +68,7 @@ def watch_rounds(rank, points: Sequence[Point]) -> list[Snapshot]:
 
     exchange = _exchange_of(points)
     with open_transport(rank, exchange) as transport:
-        snapshots = [_look(transport, "opened", max(max(1, point.load.max_tokens) for point in points))]
+        snapshots = [_look(transport, "opened", max(point.load.runtime_max for point in points))]
         for number, point in enumerate(points, start=1):
             snapshots += _watch_round(rank, transport, point, f"round {number}")
     return snapshots

@@ -1,18 +1,17 @@
-"""A sweep as data: which points, timed by which clock, with how many samples."""
+"""One measured point as data: what is moved, timed by which clock, with how many samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 
-from mnnvl_lab.errors import Refused
-from mnnvl_lab.layout import Layout
-from mnnvl_lab.model import Model
-from mnnvl_lab.routing import Load, Routing, Uniform
-from mnnvl_lab.transport.exchange import FABRICS, MODES, Exchange
+from mnnvl_lab.arguments import require_flag, require_real, require_type
+from mnnvl_lab.errors import Refused, choose, require_count
+from mnnvl_lab.routing import Load
+from mnnvl_lab.transport.exchange import Exchange
 
 CLOCKS = ("eager", "graph", "kernel")
+MOST_SAMPLES = 10**6
+MOST_SECONDS = 10.0**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,9 @@ class Sampling:
         target: half width of the median's 95 % confidence interval, as a share of the median, that ends sampling.
         budget_s: seconds of sampling after which it ends anyway; the record says which of the two ended it.
         graph_rounds: rounds in one CUDA graph; a sample of clock `graph` is one replay divided by it.
+
+    Raises:
+        Refused: a number is out of range.
     """
 
     warmup: int = 3
@@ -35,6 +37,11 @@ class Sampling:
     graph_rounds: int = 10
 
     def __post_init__(self):
+        for name, least in {"warmup": 0, "min_samples": 1, "max_samples": 1, "graph_rounds": 1}.items():
+            count = require_count(name, getattr(self, name), least=least, most=MOST_SAMPLES)
+            object.__setattr__(self, name, count)
+        for name in ("target", "budget_s"):
+            require_real(name, getattr(self, name), least=0, most=MOST_SECONDS)
         if not 1 <= self.min_samples <= self.max_samples:
             raise Refused(
                 f"min_samples is {self.min_samples} and max_samples {self.max_samples}: "
@@ -49,10 +56,25 @@ class Delay:
     ep_rank: int = 0
     delay_us: float = 0.0
 
+    def __post_init__(self):
+        remedy = "name the ep_rank that is late"
+        object.__setattr__(self, "ep_rank", require_count("delayed ep_rank", self.ep_rank, least=0, remedy=remedy))
+        require_real("delay_us", self.delay_us, least=0, most=MOST_SECONDS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measured configuration: an exchange, a load, a clock."""
+    """One measured configuration: an exchange, a load, a clock.
+
+    Three numbers of tokens per rank are apart: `load.tokens`, what each rank sends; `load.runtime_max`, on which all
+    ranks agree for the round; `exchange.max_tokens`, the capacity of the workspace.
+
+    Attributes:
+        repeat: number of this measurement among equal ones of the same sweep.
+
+    Raises:
+        Refused: parts that do not fit each other.
+    """
 
     exchange: Exchange
     load: Load
@@ -60,10 +82,33 @@ class Point:
     sampling: Sampling = field(default_factory=Sampling)
     delay: Delay = field(default_factory=Delay)
     cold_l2: bool = False
+    repeat: int = 0
 
     def __post_init__(self):
-        if self.clock not in CLOCKS:
-            raise Refused(f"clock is {self.clock!r}: it must be one of {', '.join(CLOCKS)}")
+        for name, kind in {"exchange": Exchange, "load": Load, "sampling": Sampling, "delay": Delay}.items():
+            require_type(name, getattr(self, name), kind)
+        object.__setattr__(self, "clock", choose(self.clock, CLOCKS, "clock"))
+        object.__setattr__(self, "cold_l2", require_flag("cold_l2", self.cold_l2))
+        require_count("repeat", self.repeat, least=0)
+        self._require_counts()
+        self._require_eager()
+
+    def _require_counts(self) -> None:
+        ep_size, capacity = self.exchange.ep_size, self.exchange.max_tokens
+        self.load.tokens_R(ep_size)
+        if self.load.runtime_max > capacity:
+            name = "tokens" if self.load.runtime_max_tokens is None else "runtime_max_tokens"
+            raise Refused(
+                f"{name} is {self.load.runtime_max} but the capacity max_tokens is {capacity}: a round must fit the "
+                "workspace; raise max_tokens, or leave it out"
+            )
+        if self.delay.delay_us and self.delay.ep_rank >= ep_size:
+            raise Refused(
+                f"delayed ep_rank is {self.delay.ep_rank}: it must lie in [0, ep_size = {ep_size}); "
+                "name one that exists"
+            )
+
+    def _require_eager(self) -> None:
         if self.clock != "eager" and self.delay.delay_us:
             raise Refused(
                 f"a delay of {self.delay.delay_us} us with clock {self.clock}: rounds inside a graph cannot be "
@@ -77,7 +122,7 @@ class Point:
 
     @property
     def columns(self) -> dict[str, object]:
-        """What a record says of this point, but for the samples."""
+        """What a record says of this point, but for the samples: all that makes it another point than its neighbour."""
         x, layout = self.exchange, self.exchange.layout
         return {
             "mode": x.mode,
@@ -88,6 +133,9 @@ class Point:
             "pp": layout.pp,
             "ep_size": x.ep_size,
             "tokens": self.load.max_tokens,
+            "token_counts": self.load.token_counts,
+            "runtime_max_tokens": self.load.runtime_max,
+            "max_tokens": x.max_tokens,
             "hidden": x.hidden,
             "experts": x.experts,
             "top_k": x.top_k,
@@ -96,74 +144,15 @@ class Point:
             "seed": self.load.seed,
             "payload_in_workspace": x.payload_in_workspace,
             "low_precision_combine": x.low_precision_combine,
+            "combine_dtype": x.combine_dtype,
+            "extra_payload_bytes": ",".join(map(str, x.extra_payload_bytes)),
+            "enable_rank_mask": x.enable_rank_mask,
+            "without_pdl": x.without_pdl,
+            "eplb_stats_experts": x.eplb_stats_experts,
+            "sm_limit": x.sm_limit or 0,
+            "workspace_group": x.workspace_group,
             "delayed_rank": self.delay.ep_rank,
             "delay_us": self.delay.delay_us,
             "l2": "cold" if self.cold_l2 else "warm",
+            "repeat": self.repeat,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Points as a product of axes; every point is opened, checked, timed, checked and closed by itself.
-
-    Attributes:
-        layouts, modes, tokens, routings, formats, clocks: the axes. `tokens` holds a count for all ranks, or a tuple
-            with one a rank.
-        hidden, experts, top_k: the MoE shape; `of_model` takes it from a named model.
-        seed: of routing and payloads.
-        options: further fields of `Exchange` by mode, such as `{"one_sided": {"payload_in_workspace": True}}`.
-    """
-
-    layouts: tuple[Layout, ...]
-    tokens: tuple[int | tuple[int, ...], ...]
-    hidden: int
-    experts: int
-    top_k: int
-    modes: tuple[str, ...] = MODES[:2]
-    routings: tuple[Routing, ...] = (Uniform(),)
-    formats: tuple[str, ...] = ("bf16",)
-    clocks: tuple[str, ...] = ("eager",)
-    fabric: str = "host"
-    seed: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-    delay: Delay = field(default_factory=Delay)
-    cold_l2: bool = False
-    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.fabric not in FABRICS:
-            raise Refused(f"fabric is {self.fabric!r}: it must be one of {', '.join(FABRICS)}")
-        for name in ("layouts", "tokens", "modes", "routings", "formats", "clocks"):
-            if not getattr(self, name):
-                raise Refused(f"{name} is empty: a sweep needs at least one value on every axis")
-
-    @classmethod
-    def of_model(cls, model: Model, **axes) -> Sweep:
-        """A sweep with the MoE shape of `model`."""
-        return cls(hidden=model.hidden, experts=model.experts, top_k=model.top_k, **axes)
-
-    def points(self) -> Iterator[Point]:
-        """Layout by layout, so that ranks join a new group as rarely as possible."""
-        axes = (self.layouts, self.modes, self.formats, self.routings, self.tokens, self.clocks)
-        for layout, mode, form, routing, tokens, clock in product(*axes):
-            yield self._point(layout, mode, form, Load(routing=routing, tokens=tokens, seed=self.seed), clock)
-
-    def _point(self, layout: Layout, mode: str, form: str, load: Load, clock: str) -> Point:
-        exchange = Exchange(
-            mode=mode,
-            layout=layout,
-            max_tokens=max(1, load.max_tokens),
-            hidden=self.hidden,
-            experts=self.experts,
-            top_k=self.top_k,
-            format=form,
-            **self.options.get(mode, {}),
-        )
-        return Point(
-            exchange=exchange,
-            load=load,
-            clock=clock,
-            sampling=self.sampling,
-            delay=self.delay,
-            cold_l2=self.cold_l2,
-        )

@@ -78,7 +78,7 @@ class Work:
             payloads=self.payloads(self.ep_rank, np.arange(len(self.experts_TK))),
             experts_TK=self.on_device(self.experts_TK),
             weights_TK=self.on_device(self.weights_TK),
-            runtime_max_tokens=max(1, self.point.load.max_tokens),
+            runtime_max_tokens=self.point.load.runtime_max,
         )
 
     def payloads(self, rank: int, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,7 @@ from mnnvl_lab import crossover
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.plots.look import QUIET, caption, head, load_words, new_axes, origin, strokes, style
 from mnnvl_lab.plots.scales import dress
+from mnnvl_lab.records.columns import OPTIONS, SIZES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def _strokes(relative: pd.DataFrame) -> dict:
 
 
 def _require_one_load(medians: pd.DataFrame) -> None:
-    apart = ("tokens", "mode", *crossover.OPTIONS)
+    apart = ("tokens", "mode", *SIZES, *OPTIONS)
     for name in crossover.WITHIN:
         if name in medians.columns and name not in apart and medians[name].nunique() > 1:
             values = ", ".join(map(str, medians[name].unique()))

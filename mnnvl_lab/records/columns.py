@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mnnvl_lab.errors import choose
+import pandas as pd
 
-SCHEMA = 1
-"""Version of the record files. 1: the columns of `SAMPLE_COLUMNS`, provenance in `DataFrame.attrs["mnnvl_lab"]`."""
+from mnnvl_lab.errors import Refused, choose
+from mnnvl_lab.layout import Layout
+
+SCHEMA = 2
+"""Version of the record files, whose provenance is in `DataFrame.attrs["mnnvl_lab"]`.
+
+1: point columns up to `delay_us`. 2: also each rank's tokens, runtime max, capacity, every option, repeat and EP group;
+a digest protects rows and provenance.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,8 @@ class Column:
         dtype: pandas dtype.
         unit: as printed beside the label; empty for counts and names.
         role: `point` says which point of a sweep was measured, `sample` which sample of it, `value` what came out.
-        default: fills the column of a record that lacks it; None where every record must say.
+        default: fills the column of a record that lacks it, a value or a function of the table; None where every record
+            must say.
     """
 
     name: str
@@ -37,6 +45,33 @@ class Column:
     @property
     def axis_label(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+def ep_groups(table: pd.DataFrame) -> pd.Series:
+    """Number of the EP group, which is that of the pipeline stage, of each row's rank."""
+    sizes = ["tp", "dp", "pcp", "pp"]
+    groups = pd.Series(0, index=table.index)
+    for values, rows in table[table["pp"] > 1].groupby(sizes, sort=False):
+        layout = Layout(**dict(zip(sizes, values, strict=True)))
+        found = rows["rank"].map(layout.to_frame().set_index("rank")["ep_group"])
+        if found.isna().any():
+            raise Refused(
+                f"rank is {rows['rank'].max()}: it must lie in [0, {layout.world_size}), the ranks of its layout"
+            )
+        groups[rows.index] = found
+    return groups
+
+
+def _at_least_one(table: pd.DataFrame) -> pd.Series:
+    return table["tokens"].clip(lower=1)
+
+
+def _repeats(table: pd.DataFrame) -> pd.Series:
+    """Records once kept repeated points as further iterations of the same numbers."""
+    names = [c.name for c in _ALL if (c.role in ("point", "sample")) and c.name in table.columns]
+    if not table.duplicated(names).any():
+        return pd.Series(0, index=table.index)
+    return table.groupby(names, sort=False).cumcount()
 
 
 def _point(name: str, label: str, meaning: str, dtype: str = "int64", default: object = None) -> Column:
@@ -75,7 +110,16 @@ _ALL = (
     _point("pcp", "PCP", "prefill-context-parallel ranks"),
     _point("pp", "PP", "pipeline stages"),
     _point("ep_size", "Ranks of the EP group", "DP x PCP x TP ranks, which share one workspace"),
-    _point("tokens", "Tokens a rank", "tokens that each rank of the EP group dispatches in a round"),
+    _point("ep_group", "EP group", "number of the pipeline stage; EP groups are independent", default=ep_groups),
+    _point("tokens", "Tokens a rank", "tokens that the fullest rank of the EP group dispatches in a round"),
+    _point("token_counts", "Tokens of each rank", "equal, or one count per ep_rank, such as 96,0", "str", "equal"),
+    _point(
+        "runtime_max_tokens",
+        "Runtime max",
+        "tokens per rank that all ranks agree on for the round",
+        default=_at_least_one,
+    ),
+    _point("max_tokens", "Capacity", "tokens per rank for which the workspace is sized", default=_at_least_one),
     _point("hidden", "Hidden size", "numbers in a token's row"),
     _point("experts", "Experts", "experts of a layer, over all ranks"),
     _point("top_k", "Experts a token", "experts that a token chooses"),
@@ -84,6 +128,14 @@ _ALL = (
     _point("seed", "Seed", "from which routing and payloads are drawn"),
     _point("payload_in_workspace", "Written in place", "experts write straight into the workspace", "bool", False),
     _point("low_precision_combine", "Combine in fp8", "partial sums travel as fp8", "bool", False),
+    _point("combine_dtype", "Combine dtype", "dtype of the rows that combine adds up", "str", "bf16"),
+    _point("extra_payload_bytes", "Extra payloads", "bytes per token of each, such as 4,8; empty for none", "str", ""),
+    _point("enable_rank_mask", "Rank mask", "rounds may leave out dead ranks", "bool", False),
+    _point("without_pdl", "Without PDL", "each kernel waits for the end of the one before", "bool", False),
+    _point("eplb_stats_experts", "EPLB statistics", "experts whose load travels along; 0 for none", default=0),
+    _point("sm_limit", "SM limit", "multiprocessors of the two-sided kernels; 0 for all", default=0),
+    _point("workspace_group", "Workspace group", "group whose communicator allocates the workspace", "str", "ep"),
+    _point("repeat", "Repeat", "number of the measurement among equal ones of a sweep", default=_repeats),
     _point("l2", "L2 cache", "warm, or cold: emptied before each sample", "str", "warm"),
     _point("delayed_rank", "Delayed rank", "ep_rank that was made to arrive late", "int64", 0),
     _time("delay_us", "Delay", "how late it was made to arrive", role="point", default=0.0),
@@ -124,6 +176,18 @@ DEFAULTS: Mapping[str, object] = MappingProxyType({c.name: c.default for c in _A
 
 SAMPLE_COLUMNS = (*POINT_COLUMNS, "rank", "iteration", "latency_us", "start_us", "checked", "stopped")
 """Columns of every record file; those in `DEFAULTS` need not be given."""
+
+SIZES = ("max_tokens", "runtime_max_tokens")
+"""Point columns that follow from `tokens` unless a sweep says otherwise."""
+OPTIONS = (
+    "payload_in_workspace",
+    "low_precision_combine",
+    "enable_rank_mask",
+    "without_pdl",
+    "eplb_stats_experts",
+    "sm_limit",
+)
+"""Point columns that say how a mode is used, not what it carries."""
 
 
 def require_column(name: str) -> Column:

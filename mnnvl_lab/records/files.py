@@ -18,8 +18,8 @@ from mnnvl_lab.records.atomic import replacing
 from mnnvl_lab.records.columns import POINT_COLUMNS
 from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, parts_of, provenance_of, require_provenance
 
-KEY_COLUMNS = tuple(name for name in POINT_COLUMNS if name != "phase")
-"""What names a point of a sweep; its phases are measured together."""
+KEY_COLUMNS = tuple(name for name in POINT_COLUMNS if name not in ("phase", "ep_group"))
+"""What names a point of a sweep; its phases and EP groups are measured together."""
 
 
 def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:

@@ -1,4 +1,4 @@
-"""Statistics of samples. Communication is synchronous, so the slowest rank of an iteration is its time."""
+"""Statistics of samples. Communication is synchronous, so the slowest rank of an EP group is an iteration's time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mnnvl_lab.records.columns import POINT_COLUMNS
+from mnnvl_lab.errors import RecordError
+from mnnvl_lab.records.columns import POINT_COLUMNS, ep_groups
 
 
 def slowest_rank(table: pd.DataFrame) -> pd.DataFrame:
-    """One row an iteration: that of the rank which took longest (FlashInfer's `benchmarks/routines/moe_comm.py`)."""
+    """One row per iteration and EP group: that of the rank which took longest.
+
+    As FlashInfer's `benchmarks/routines/moe_comm.py` counts. With pipeline stages, each has an EP group of its own,
+    which neither waits for the others nor samples as often: the column `ep_group` keeps them apart.
+    """
+    if "ep_group" not in table.columns and {"pp", "rank"} <= set(table.columns):
+        table = table.assign(ep_group=ep_groups(table))
     iterations = table.groupby([*_points(table), "iteration"], sort=False)["latency_us"]
     return table.loc[iterations.idxmax()].reset_index(drop=True)
 
@@ -25,9 +32,14 @@ def summary(table: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataF
     Returns:
         Columns `by`, then `p50_us, p90_us, p99_us, min_us, spread, n`; percentiles interpolate linearly, `spread` is
         the interquartile range over the median.
+
+    Raises:
+        RecordError: `by` would mix independent EP groups.
     """
-    by = list(by) if by is not None else _points(table)
-    groups = slowest_rank(table).groupby(by, sort=False)["latency_us"]
+    slowest = slowest_rank(table)
+    by = list(by) if by is not None else _points(slowest)
+    _require_one_ep_group(slowest, by)
+    groups = slowest.groupby(by, sort=False)["latency_us"]
     quantile = groups.quantile([0.25, 0.5, 0.75, 0.9, 0.99]).unstack()
     derived = pd.DataFrame(
         {
@@ -41,6 +53,16 @@ def summary(table: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataF
     ).reset_index()
     derived.attrs = dict(table.attrs)
     return derived
+
+
+def _require_one_ep_group(slowest: pd.DataFrame, by: list[str]) -> None:
+    if "ep_group" in by or "ep_group" not in slowest or slowest["ep_group"].nunique() == 1:
+        return
+    if not by or slowest.groupby(by, sort=False)["ep_group"].nunique().max() > 1:
+        raise RecordError(
+            f"ep_group has the values {', '.join(map(str, slowest['ep_group'].unique()))}: pipeline stages are "
+            "independent; add ep_group to by, or select one of them"
+        )
 
 
 def _points(table: pd.DataFrame) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import RecordError
+from mnnvl_lab.errors import RecordError, Refused
 from mnnvl_lab.records.columns import COLUMNS, DEFAULTS, SAMPLE_COLUMNS, SCHEMA
 from mnnvl_lab.records.provenance import REQUIRED
 
@@ -37,8 +38,7 @@ def conform(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         RecordError: a column is missing or unknown, or a value is not of its column's type.
     """
-    table = table.assign(**{name: DEFAULTS[name] for name in SAMPLE_COLUMNS if _lacks(table, name)})
-    missing = [name for name in SAMPLE_COLUMNS if name not in table.columns]
+    missing = [name for name in SAMPLE_COLUMNS if name not in table.columns and name not in DEFAULTS]
     if missing:
         raise RecordError(
             f"no column {', '.join(missing)}: a record has {', '.join(SAMPLE_COLUMNS)}; add what is missing"
@@ -48,8 +48,27 @@ def conform(table: pd.DataFrame) -> pd.DataFrame:
         raise RecordError(
             f"unknown column {', '.join(map(repr, unknown))}: add it to the registry in records/columns.py"
         )
-    order = [name for name in COLUMNS if name in table.columns]
-    return pd.DataFrame({name: _typed(table[name]) for name in order}).reset_index(drop=True)
+    if table.empty:
+        raise RecordError("no rows: a record holds samples; measure at least one point")
+    given = pd.DataFrame({name: _typed(table[name]) for name in table.columns}).reset_index(drop=True)
+    _require_latencies(given["latency_us"])
+    full = _with_defaults(given)
+    return full[[name for name in COLUMNS if name in full.columns]]
+
+
+def _with_defaults(table: pd.DataFrame) -> pd.DataFrame:
+    lacking = {name: DEFAULTS[name] for name in SAMPLE_COLUMNS if name not in table.columns}
+    try:
+        values = {name: default(table) if callable(default) else default for name, default in lacking.items()}
+    except Refused as error:
+        raise RecordError(str(error)) from None
+    return table.assign(**values)
+
+
+def _require_latencies(latency_us: pd.Series) -> None:
+    wrong = latency_us[~np.isfinite(latency_us) | (latency_us < 0)]
+    if len(wrong):
+        raise RecordError(f"latency_us holds {wrong.iloc[0]}: a time is at least 0; leave such samples out")
 
 
 def provenance_of(table: pd.DataFrame) -> dict[str, object]:
@@ -130,10 +149,6 @@ def _with_device(table: pd.DataFrame) -> pd.DataFrame:
     if "device" in table.columns:
         return table
     return table.assign(device=" + ".join(_values(table, "device")))
-
-
-def _lacks(table: pd.DataFrame, name: str) -> bool:
-    return name in DEFAULTS and name not in table.columns
 
 
 def _typed(values: pd.Series) -> pd.Series:

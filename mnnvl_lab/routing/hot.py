@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.arguments import is_real
+from mnnvl_lab.errors import Refused, is_whole, shown
 from mnnvl_lab.layout import expert_range
 from mnnvl_lab.routing.base import Router, Routing, first_k
 from mnnvl_lab.routing.streams import uniform
@@ -70,10 +71,10 @@ def _from_two_pools(keys_TE: np.ndarray, hot_TK: np.ndarray, pool: range) -> np.
 
 
 def _require_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise Refused(f"{name} share is {share}: it must lie in [0, 1], such as 0.5 for one half")
+    if not is_real(share) or not 0 <= share <= 1:
+        raise Refused(f"{name} share is {shown(share)}: it must lie in [0, 1], such as 0.5 for one half")
 
 
 def _require_below(name: str, value: int, of: str, limit: int) -> None:
-    if not 0 <= value < limit:
-        raise Refused(f"{name} is {value}: it must lie in [0, {of} = {limit}); name one that exists")
+    if not is_whole(value) or not 0 <= value < limit:
+        raise Refused(f"{name} is {shown(value)}: it must lie in [0, {of} = {limit}); name one that exists")

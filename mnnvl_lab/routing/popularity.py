@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.arguments import is_real
+from mnnvl_lab.errors import Refused, shown
 from mnnvl_lab.routing.base import Router, Routing, first_k
 from mnnvl_lab.routing.streams import Purpose, bits, uniform
 
@@ -78,5 +79,6 @@ def _normalised(log_popularity_E: np.ndarray) -> np.ndarray:
 
 
 def _require_at_least_zero(name: str, value: float) -> None:
-    if not 0 <= value <= 10:  # beyond, popularities of a few hundred experts leave float64's exact range
-        raise Refused(f"{name} is {value}: it must lie in [0, 10], 0 being uniform; choose a milder skew")
+    # Beyond 10, popularities of a few hundred experts leave float64's exact range.
+    if not is_real(value) or not 0 <= value <= 10:
+        raise Refused(f"{name} is {shown(value)}: it must lie in [0, 10], 0 being uniform; choose a milder skew")
