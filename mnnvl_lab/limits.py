@@ -7,6 +7,7 @@ Those of FlashInfer 0.7.2 (`moeAlltoAllKernels.h`, `moeAlltoAllKernels.cu`, `trt
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 from mnnvl_lab.model import require_format
 from mnnvl_lab.need import COMBINE_BYTES, Need
@@ -19,6 +20,7 @@ TWO_SIDED_MAX_TOP_K = 32
 TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
 TWO_SIDED_MAX_ROW_BYTES = FIFO_ENTRY_BYTES // PACKET_BYTES * PACKET_DATA_BYTES  # a longer row spins for ever
 ROW_ALIGNMENT_BYTES = 16
+ID_BYTES = 4  # of expert ids and weights, the last two payloads of one-sided dispatch
 
 
 def problems(need: Need, mode: str) -> Iterator[str]:
@@ -32,6 +34,37 @@ def problems(need: Need, mode: str) -> Iterator[str]:
         yield from _one_sided_problems(need)
     if mode == "two_sided":
         yield from _two_sided_problems(need)
+
+
+def runtime_max_step(need: Need) -> int:
+    """Rounds of one-sided mode need a `runtime_max_tokens` that is a multiple of this; 1 for nearly every format.
+
+    Payload regions `[R * M, width]` are packed without padding, and each must begin at a multiple of its element size
+    (`moeA2ADispatchOp`: "Misaligned payload buffer").
+    """
+    step, before_bytes = 1, 0
+    for part in need.payload_parts:
+        step = max(step, _step(part.row_bytes // part.width, need.ep_size * before_bytes))
+        before_bytes += part.row_bytes
+    return max(step, _step(ID_BYTES, need.ep_size * before_bytes))
+
+
+def _step(element_bytes: int, before_bytes: int) -> int:
+    """How many times `before_bytes` are a multiple of `element_bytes`; a power of two, since elements are."""
+    return element_bytes // gcd(element_bytes, before_bytes)
+
+
+def runtime_max_problem(need: Need, mode: str, runtime_max_tokens: int) -> str | None:
+    """Why rounds of this size cannot be packed in `mode`, or None."""
+    step = runtime_max_step(need) if mode == "one_sided" else 1
+    if runtime_max_tokens % step == 0:
+        return None
+    row_bytes = sum(part.row_bytes for part in need.payload_parts)
+    return (
+        f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {need.ep_size} and payloads of {row_bytes} bytes per "
+        f"token (format {need.format}, hidden {need.hidden}) one_sided needs a multiple of {step}, or a payload would "
+        f"begin inside an element; give the fullest rank a multiple of {step} tokens, or use a multiple of {step} ranks"
+    )
 
 
 def _common_problems(x: Need):
@@ -52,6 +85,11 @@ def _one_sided_problems(x: Need):
         yield (
             f"top_k is {x.top_k}: the one-sided kernels are compiled for {', '.join(map(str, ONE_SIDED_TOP_K))} only "
             "(another value would fail after the epoch has moved); choose one of these or mode two_sided"
+        )
+    if (step := runtime_max_step(x)) > x.max_tokens >= 1:
+        yield (
+            f"max_tokens is {x.max_tokens}: format {x.format} at hidden {x.hidden} and ep_size {x.ep_size} needs rounds "
+            f"of a multiple of {step} tokens in one_sided; use max_tokens {step} or more"
         )
     if x.ep_size > ONE_SIDED_MAX_RANKS:
         yield f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks"

@@ -77,13 +77,20 @@ def batch(tokens, extra):
     return Batch(payloads=payloads, experts_TK=ids, weights_TK=ids.float(), runtime_max_tokens=tokens)
 
 
-@pytest.mark.parametrize(("tokens", "extra", "right"), [(5, 3, False), (4, 3, True), (5, 4, True)])
-def test_regions_are_packed_so_ids_need_an_aligned_end_before_them(tokens, extra, right):
+@pytest.mark.parametrize(
+    ("tokens", "extra", "step"), [(5, 3, 4), (6, 3, 4), (4, 3, 1), (5, 4, 1), (5, 2, 2), (6, 2, 1)]
+)
+def test_regions_are_packed_so_ids_need_an_aligned_end_before_them(tokens, extra, step):
     """moeA2ADispatchOp: "Misaligned payload buffer"; on one rank, 5 x 3 bytes of extra payload end at an odd byte."""
     alone = exchange("one_sided", layout=Layout(), extra_payload_bytes=(extra,))
     problem = batch_problem(alone, batch(tokens, extra), ep_rank=0)
-    assert (problem is None) == right
-    assert right or "no multiple of its element size 4: order payloads" in problem
+    assert (problem is None) == (step == 1)
+    assert step == 1 or f"one_sided needs a multiple of {step}, or a payload would begin inside" in problem
+
+
+def test_modes_that_do_not_pack_payloads_take_them_at_any_size():
+    alone = exchange("all_to_all", layout=Layout(), extra_payload_bytes=(3,))
+    assert batch_problem(alone, batch(5, 3), ep_rank=0) is None
 
 
 def test_the_kernels_take_six_payloads_and_no_more():

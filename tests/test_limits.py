@@ -3,7 +3,7 @@
 import pytest
 
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.limits import problems
+from mnnvl_lab.limits import problems, runtime_max_problem, runtime_max_step
 from mnnvl_lab.need import Need
 
 
@@ -52,3 +52,34 @@ def test_bytes_of_a_token_in_either_direction():
     assert quantised.dispatch_bytes_per_token == 3584 + 448 + 4 + 12 + 8 * 4 + 8 * 4
     assert quantised.moved_row_bytes == {"rows": 3584, "scales": 448, "extra 0": 4, "extra 1": 12, "combine": 14336}
     assert need(combine_dtype="fp32").combine_bytes_per_token == 4 * 7168
+
+
+MXFP8 = {"format": "mxfp8", "hidden": 2880}  # 2,880 bytes and 90 scales: 2,970 bytes per token, twice an odd number
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        (MXFP8 | {"layout": Layout()}, 2),
+        (MXFP8 | {"layout": Layout(dp=3)}, 2),
+        (MXFP8 | {"layout": Layout(dp=4)}, 1),
+        (MXFP8 | {"layout": Layout(dp=3), "hidden": 2944}, 1),
+        ({"layout": Layout(), "extra_payload_bytes": (3,)}, 4),
+        ({"layout": Layout(dp=2), "extra_payload_bytes": (3,)}, 2),
+        ({"layout": Layout(), "format": "fp8_block", "hidden": 128}, 1),
+    ],
+)
+def test_rounds_whose_payloads_would_begin_inside_an_element(changes, step):
+    asked = need(**changes)
+    assert runtime_max_step(asked) == step
+    for tokens in range(1, 9):
+        told = runtime_max_problem(asked, "one_sided", tokens)
+        assert (told is None) == (tokens % step == 0)
+        assert told is None or f"give the fullest rank a multiple of {step} tokens" in told
+        assert runtime_max_problem(asked, "all_to_all", tokens) is None
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_a_capacity_below_every_possible_round_is_refused_with_the_exchange(max_tokens):
+    told = list(problems(need(**MXFP8, layout=Layout(dp=3), max_tokens=max_tokens), "one_sided"))
+    assert ["use max_tokens 2 or more" in sentence for sentence in told] == [True][: 2 - max_tokens]

@@ -8,125 +8,155 @@ the same words, before a byte is sent.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 from mnnvl_lab.errors import choose
 from mnnvl_lab.faults.hazard import Hazard, as_signed_bytes, first_id, rows, spread, with_stats
 
-WILD = "the target rank is computed from the id, unchecked: a write through a wild pointer (KC:262-289)"
+NO_RANK = (
+    "the target rank is computed from the id, unchecked, and is none: one-sided writes through a wild pointer "
+    "(KC, compute_target_rank_id), two-sided drops the choice without a word (PREP, computeCountAndSend)"
+)
+TO_RANK_0 = (
+    "division in C truncates, so -1 / base is 0: the token goes to EP rank 0 without a word, all its negative choices "
+    "as one row (KC, compute_target_rank_id; PREP, computeCountAndSend; FlashInfer #4017). With one expert per rank "
+    "base is 1, and -1 is no rank"
+)
 OFFSETS = "each rank computes offsets by itself: rows land where nobody looks, silent NaN (SGLang #27945)"
 
 HAZARDS = (
-    Hazard(name="negative expert id", unchecked=WILD, words=r"must lie in \[0, ", batch=first_id(lambda x: -1)),
-    Hazard(name="expert id = E", unchecked=WILD, words=r"must lie in \[0, ", batch=first_id(lambda x: x.experts)),
-    Hazard(name="huge expert id", unchecked=WILD, words=r"must lie in \[0, ", batch=first_id(lambda x: 2**31 - 1)),
+    Hazard(
+        name="negative expert id",
+        unchecked=TO_RANK_0,
+        words=r"expert ids span -1 to \d+: .* -1 / \d+ is 0 in C, .* to ep_rank 0 without a word",
+        batch=first_id(lambda x: -1),
+    ),
+    Hazard(
+        name="negative expert id beyond rank 0's share",
+        unchecked=NO_RANK,
+        words=r"expert ids span -\d+ to \d+: .* gives target rank -1 of \d+",
+        batch=first_id(lambda x: -ceil(x.experts / x.ep_size)),
+    ),
+    Hazard(
+        name="expert id = E",
+        unchecked=NO_RANK,
+        words=r"expert ids span \d+ to (\d+): they must lie in \[0, \1\) .* gives target rank (\d+) of \2",
+        batch=first_id(lambda x: x.experts),
+    ),
+    Hazard(
+        name="huge expert id",
+        unchecked=NO_RANK,
+        words=r"expert ids span \d+ to 2147483647: .* id 2147483647 gives target rank \d+ of \d+",
+        batch=first_id(lambda x: 2**31 - 1),
+    ),
     Hazard(
         name="more tokens than runtime_max_tokens",
         unchecked="slots overflow into the rows of the next source rank (KC:497-545)",
-        words="surplus rows would overwrite",
+        words=r"\d+ tokens but runtime_max_tokens is \d+: surplus rows would overwrite",
         batch=lambda batch, x: replace(batch, runtime_max_tokens=batch.runtime_max_tokens - 1),
         everywhere=True,
     ),
     Hazard(
         name="runtime_max_tokens above max_tokens",
         unchecked="only the deprecated class asserts it; the functional API does not",
-        words=r"must lie in \[1, max_tokens",
+        words=r"runtime_max_tokens is \d+: it must lie in \[1, max_tokens = \d+\]",
         batch=lambda batch, x: replace(batch, runtime_max_tokens=x.max_tokens + 1),
         everywhere=True,
     ),
     Hazard(
         name="runtime_max_tokens differs between ranks",
         unchecked=OFFSETS,
-        words="runtime_max_tokens is .* on ep_rank|surplus rows",
-        batch=lambda batch, x: replace(batch, runtime_max_tokens=batch.runtime_max_tokens - 1),
+        words=r"runtime_max_tokens is \d+ on ep_rank 0 but \d+ on ep_rank \d+",
+        batch=lambda batch, x: replace(batch, runtime_max_tokens=batch.runtime_max_tokens + 1),
     ),
     Hazard(
         name="no payload",
         unchecked="checked by the kernel on this rank alone: the others hang",
-        words="0 payloads",
+        words=r"ep_rank \d+: 0 payloads: format \w+ with its extras has \d+",
         batch=lambda batch, x: replace(batch, payloads=()),
     ),
     Hazard(
         name="a payload of another width",
         unchecked=OFFSETS,
-        words="payload 0 is",
+        words=r"payload 0 is \[(\d+), (\d+)\] of \w+: it must be contiguous \[tokens = \1, (?!\2\])",
         batch=rows(lambda rows: rows[:, :-1].contiguous()),
     ),
     Hazard(
         name="a payload of another dtype",
         unchecked=OFFSETS,
-        words="payload 0 is",
+        words=r"payload 0 is torch\.float64: format \w+ has",
         batch=rows(lambda rows: rows.double()),
     ),
     Hazard(
         name="a payload that is not contiguous",
         unchecked="rows are read at the stride of contiguous ones",
-        words="must be contiguous",
+        words="payload 0 is non-contiguous ",
         batch=rows(spread),
     ),
     Hazard(
         name="a payload with fewer rows than tokens",
         unchecked="checked by the kernel on this rank alone: the others hang",
-        words="payload 0 is",
+        words=r"payload 0 is \[(\d+), (\d+)\] of \w+: it must be contiguous \[tokens = (?!\1,)\d+, \2\]",
         batch=rows(lambda rows: rows[:-1]),
     ),
     Hazard(
         name="ids of 64 bits",
         unchecked="read as int32 pairs",
-        words="experts_TK is",
+        words=r"experts_TK is \[\d+, \d+\] of int64: ",
         batch=lambda batch, x: replace(batch, experts_TK=batch.experts_TK.long()),
     ),
     Hazard(
         name="ids of another top_k",
         unchecked="the tables' stride is the router's top_k: rows come back to other tokens",
-        words="experts_TK is",
+        words=r"experts_TK is \[\d+, (\d+)\] of int32: it must be contiguous \[tokens, top_k = (?!\1\])",
         batch=lambda batch, x: replace(batch, experts_TK=batch.experts_TK.repeat(1, 2)),
     ),
     Hazard(
         name="weights of 64 bits",
         unchecked="travel as a payload of another width: " + OFFSETS,
-        words="weights_TK is",
+        words=r"weights_TK is \[\d+, \d+\] of float64: ",
         batch=lambda batch, x: replace(batch, weights_TK=batch.weights_TK.double()),
     ),
     Hazard(
         name="fewer weights than tokens",
         unchecked="checked by the kernel on this rank alone: the others hang",
-        words="weights_TK",
+        words=r"experts_TK has (\d+) tokens but weights_TK (?!\1:)\d+: ",
         batch=lambda batch, x: replace(batch, weights_TK=batch.weights_TK[:-1]),
     ),
     Hazard(
         name="a rank mask on a transport without one",
         unchecked="checked by the kernel on this rank alone: the others hang",
-        words="enable_rank_mask|active_ranks is",
+        words=r"ep_rank \d+: active_ranks given but enable_rank_mask is False",
         batch=lambda batch, x: replace(batch, active_ranks=tuple(range(x.ep_size))),
     ),
     Hazard(
         name="expert statistics that were not reserved",
         unchecked="checked by the kernel on this rank alone: the others hang",
-        words="eplb_stats",
+        words=r"eplb_stats_E is \[\d+\] of int32: it must be \[0\] of int32",
         batch=with_stats,
     ),
     Hazard(
         name="partials of another dtype",
         unchecked="fp8 without low-precision combine launches the bf16 kernel: twice the output's size is written (KC)",
-        words="partials are",
+        words=r"partials are \[\d+, \d+\] of int8: ",
         partials=as_signed_bytes,
     ),
     Hazard(
         name="partials with a row too few",
         unchecked="stale or foreign memory is added up",
-        words="partials are",
+        words=r"partials are \[(\d+), (\d+)\] of \w+: combine takes contiguous \[(?!\1,)\d+, \2\]",
         partials=lambda rows: rows[:-1],
     ),
     Hazard(
         name="partials that are not contiguous",
         unchecked="rows are read at the stride of contiguous ones",
-        words="partials are",
+        words="partials are non-contiguous ",
         partials=spread,
     ),
     Hazard(
         name="a top_k without a kernel",
         unchecked="refused only after prepare has moved the epoch: the workspace is out of step for good (KC:104-164)",
-        words="top_k is",
+        words="top_k is 5: the one-sided kernels are compiled for ",
         exchange=lambda x: replace(x, top_k=5),
         everywhere=True,
         modes=("one_sided",),
@@ -134,34 +164,41 @@ HAZARDS = (
     Hazard(
         name="a top_k beyond prepare's",
         unchecked="refused only when the first round is prepared (PREP:540)",
-        words="top_k is",
+        words="top_k is 33: the two-sided prepare kernel takes at most 32",
         exchange=lambda x: replace(x, top_k=33, experts=128 * x.ep_size),
         everywhere=True,
         modes=("two_sided",),
     ),
     Hazard(
-        name="fewer experts than ranks or choices",
+        name="fewer experts than ranks",
         unchecked="refused only at the first dispatch",
-        words="experts|top_k",
-        exchange=lambda x: replace(x, experts=x.top_k - 1),
+        words=r"experts is (0: it must be at least 1|\d+ but ep_size is \d+: every rank must own an expert)",
+        exchange=lambda x: replace(x, experts=x.ep_size - 1),
+        everywhere=True,
+    ),
+    Hazard(
+        name="fewer experts than choices",
+        unchecked="refused only at the first dispatch",
+        words=r"top_k is \d+ but there are \d+ experts: ",
+        exchange=lambda x: replace(x, top_k=x.experts + 1),
         everywhere=True,
     ),
     Hazard(
         name="max_tokens differs between ranks",
         unchecked="workspaces of different size; a peer's row is read past its end",
-        words="max_tokens is .* on ep_rank",
+        words=r"\bmax_tokens is \d+ on ep_rank 0 but \d+ on ep_rank \d+: ",
         exchange=lambda x: replace(x, max_tokens=x.max_tokens + 1),
     ),
     Hazard(
         name="modes differ between ranks",
         unchecked="each spins for ever on flags that the other does not know",
-        words="mode is|on ep_rank",
+        words=r"mode is (one|two)_sided on ep_rank 0 but (?!\1)\w+_sided on ep_rank \d+: ",
         exchange=lambda x: replace(x, mode="two_sided" if x.mode == "one_sided" else "one_sided"),
     ),
     Hazard(
         name="experts that ranks cannot share evenly",
         unchecked="integer division sends rows to wrong ranks (PREP)",
-        words="experts is",
+        words=r"experts is \d+: the two-sided prepare kernel needs a multiple of 4",
         exchange=lambda x: replace(x, experts=x.experts + 1),
         everywhere=True,
         modes=("two_sided",),
@@ -169,7 +206,7 @@ HAZARDS = (
     Hazard(
         name="rows that are no multiple of 16 bytes",
         unchecked="checked only at the first move",
-        words="bytes a row",
+        words="extra 0 has 20 bytes a row: two_sided needs a multiple of 16 ",
         exchange=lambda x: replace(x, extra_payload_bytes=(20,)),
         everywhere=True,
         modes=("two_sided",),
@@ -177,7 +214,7 @@ HAZARDS = (
     Hazard(
         name="a row longer than a FIFO entry",
         unchecked="zero rows fit an entry: an endless loop without a timeout (CUH)",
-        words="bytes a row",
+        words="extra 0 has 245776 bytes a row: .* at most 245760",
         exchange=lambda x: replace(x, extra_payload_bytes=(245_776,)),
         everywhere=True,
         modes=("two_sided",),
@@ -185,7 +222,7 @@ HAZARDS = (
     Hazard(
         name="the FP8 sum of FP32 partials",
         unchecked="the output is bf16 whatever was asked",
-        words="low_precision_combine",
+        words="low_precision_combine with combine_dtype fp32: its result is bf16",
         exchange=lambda x: replace(x, low_precision_combine=True, combine_dtype="fp32"),
         everywhere=True,
         modes=("one_sided",),

@@ -22,7 +22,7 @@ class Trial:
 
     Attributes:
         mode, tokens, experts, top_k, hidden, format, combine_dtype, options, routing, seed: of an exchange and its
-            load, within the limits of the kernels.
+            load, within the limits of the kernels. The workspace has room for one token per rank more.
         rounds: right ones, with a seed each.
         hazard: name of a `Hazard` that is tried after the first round, or None.
         victim: ep_rank that brings it, where not all do.
@@ -47,7 +47,7 @@ class Trial:
         return Exchange(
             mode=self.mode,
             layout=Layout(dp=len(self.tokens)),
-            max_tokens=max(*self.tokens, 1),
+            max_tokens=max(*self.tokens, 1) + 1,
             hidden=self.hidden,
             experts=self.experts,
             top_k=self.top_k,

@@ -1,8 +1,8 @@
 """Limits of the kernels, checked before anything is sent, on every fabric, with one answer on all ranks.
 
 Limits are those of FlashInfer 0.7.2 (`moeAlltoAllKernels.h`, `moeAlltoAllKernels.cu`, `trtllm_alltoall_prepare.cu`,
-`trtllm_alltoall.cu`). Several of them the kernels themselves do not check: then ids out of range write through wild
-pointers and surplus tokens spill into another rank's rows.
+`trtllm_alltoall.cu`). Several of them the kernels themselves do not check: then ids out of range go to a wrong rank or
+write through wild pointers, and surplus tokens spill into another rank's rows.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import Refused, WorkspaceMismatch
-from mnnvl_lab.limits import MAX_PAYLOADS, problems
+from mnnvl_lab.limits import MAX_PAYLOADS, problems, runtime_max_problem
 from mnnvl_lab.transport.exchange import MODES
+from mnnvl_lab.transport.expert_ids import ids_problem
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +64,8 @@ def _routing_problems(x: Exchange, batch: Batch):
             )
     if ids.shape[0] != weights.shape[0]:
         yield f"experts_TK has {ids.shape[0]} tokens but weights_TK {weights.shape[0]}: one row a token in both"
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < x.experts):
-        yield (
-            f"expert ids span {int(ids.min())} to {int(ids.max())}: they must lie in [0, {x.experts}) "
-            "(the kernels do not check and would write through a wild pointer); mask or remap them first"
-        )
+    if ids.numel() and (problem := ids_problem(x, int(ids.min()), int(ids.max()))):
+        yield problem
 
 
 def _count_problems(x: Exchange, batch: Batch):
@@ -96,19 +94,8 @@ def _payload_problems(x: Exchange, batch: Batch):
             yield f"payload {i} is {_form(payload)}: it must be contiguous [tokens = {batch.tokens}, {part.width}]"
         if str(payload.dtype) != f"torch.{part.dtype}":
             yield f"payload {i} is {payload.dtype}: format {x.format} has {part.dtype} for its {part.name}"
-    yield from _alignment_problems(batch, x.ep_size)
-
-
-def _alignment_problems(batch: Batch, ep_size: int):
-    """Payload regions are packed without padding, so each must begin at a multiple of its own element size."""
-    offset = 0
-    for i, payload in enumerate((*batch.payloads, batch.experts_TK, batch.weights_TK)):
-        if offset % payload.element_size():
-            yield (
-                f"payload {i} begins at byte {offset}, no multiple of its element size {payload.element_size()}: "
-                "order payloads from the largest to the smallest element"
-            )
-        offset += ep_size * batch.runtime_max_tokens * payload.shape[1] * payload.element_size()
+    if problem := runtime_max_problem(x, x.mode, batch.runtime_max_tokens):
+        yield problem
 
 
 def _mask_problems(x: Exchange, batch: Batch, ep_rank: int):
