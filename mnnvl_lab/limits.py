@@ -61,9 +61,10 @@ def runtime_max_problem(need: Need, mode: str, runtime_max_tokens: int) -> str |
         return None
     row_bytes = sum(part.row_bytes for part in need.payload_parts)
     return (
-        f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {need.ep_size} and payloads of {row_bytes} bytes per "
-        f"token (format {need.format}, hidden {need.hidden}) one_sided needs a multiple of {step}, or a payload would "
-        f"begin inside an element; give the fullest rank a multiple of {step} tokens, or use a multiple of {step} ranks"
+        f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {need.ep_size} and payloads of {row_bytes} bytes "
+        f"per token (format {need.format}, hidden {need.hidden}) one_sided needs a multiple of {step}, or a payload "
+        f"would begin inside an element; give the fullest rank a multiple of {step} tokens, or use a multiple of "
+        f"{step} ranks"
     )
 
 
@@ -88,8 +89,8 @@ def _one_sided_problems(x: Need):
         )
     if (step := runtime_max_step(x)) > x.max_tokens >= 1:
         yield (
-            f"max_tokens is {x.max_tokens}: format {x.format} at hidden {x.hidden} and ep_size {x.ep_size} needs rounds "
-            f"of a multiple of {step} tokens in one_sided; use max_tokens {step} or more"
+            f"max_tokens is {x.max_tokens}: format {x.format} at hidden {x.hidden} and ep_size {x.ep_size} needs "
+            f"rounds of a multiple of {step} tokens in one_sided; use max_tokens {step} or more"
         )
     if x.ep_size > ONE_SIDED_MAX_RANKS:
         yield f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks"

@@ -88,6 +88,15 @@ def test_regions_are_packed_so_ids_need_an_aligned_end_before_them(tokens, extra
     assert step == 1 or f"one_sided needs a multiple of {step}, or a payload would begin inside" in problem
 
 
+def test_a_size_that_cannot_be_packed_is_refused_with_the_exchange():
+    x = exchange("one_sided", layout=Layout(dp=3), format="mxfp8", hidden=2880)
+    check_exchange(x, runtime_max_tokens=4)
+    with pytest.raises(
+        Refused, match=r"runtime_max_tokens is 5: .* one_sided needs a multiple of 2, .* or use a multiple"
+    ):
+        check_exchange(x, runtime_max_tokens=5)
+
+
 def test_modes_that_do_not_pack_payloads_take_them_at_any_size():
     alone = exchange("all_to_all", layout=Layout(), extra_payload_bytes=(3,))
     assert batch_problem(alone, batch(5, 3), ep_rank=0) is None

@@ -69,11 +69,18 @@ def test_a_changed_value_is_named_by_source_token_and_column():
         check_received(work_of(point), received)
 
 
-def test_a_row_of_another_rank_is_named_by_its_header():
+@pytest.mark.parametrize("is_due", [True, False])
+def test_a_row_of_another_rank_is_named_by_its_header(is_due):
+    """In place of a token of the same number, and of one that ep_rank 0 did not send here."""
     point = point_of()
-    received = received_by_the_book(point)
-    received.payloads[0][0] = received.payloads[0][received.starts_R[2]]
-    with pytest.raises(WrongResult, match=r"got tokens|the row says it is token \d+ of ep_rank 2"):
+    received, due = received_by_the_book(point), oracle_of(point).received(0)
+    token = next(t for t in due[2].tolist() if (t in due[0]) == is_due)
+    place = due[0][::-1].tolist().index(token) if is_due else 0
+    received.payloads[0][place] = received.payloads[0][received.block(2)][due[2][::-1].tolist().index(token)]
+    found = "got tokens .* of ep_rank 0, due were"
+    if is_due:
+        found = f"payload 0 of ep_rank 0, token {token}, column 0 is 2.0 where 0.0 is due"
+    with pytest.raises(WrongResult, match=rf"{found}.* \(the row says it is token {token} of ep_rank 2\)$"):
         check_received(work_of(point), received)
 
 

@@ -59,9 +59,24 @@ def test_every_dependency_has_a_tested_pin():
     assert asked <= pins
 
 
-def test_the_shape_of_the_repository():
-    for name in ("notebooks", "mnnvl_lab", "data", "environment.yml", "README.md", "Makefile", ".ci/run"):
-        assert (ROOT / name).exists(), name
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "data").rglob("*.md"))]
+
+
+def anchor(heading):
+    """As GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_links_to_exists(page):
+    """Files and folders of the repository, and headings within a page."""
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", page.read_text())
+    assert page.name != "README.md" or links
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in map(anchor, re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)), link
 
 
 def test_importing_the_package_starts_nothing_and_loads_little():

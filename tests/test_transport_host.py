@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +117,22 @@ def test_waiting_ends_at_its_limit():
         )
 
 
-def test_a_fence_can_be_passed_again_and_again():
+class Ordered:
+    """A lock that notes what is done with it."""
+
+    def __init__(self, events):
+        self.acquire, self.release = (partial(events.append, name) for name in ("acquire", "release"))
+
+
+def test_a_fence_releases_before_it_acquires_so_that_no_access_passes_it(monkeypatch):
+    """Release keeps earlier accesses before it, acquisition later ones behind it; the other order keeps neither."""
+    events = []
+    monkeypatch.setattr("mnnvl_lab.transport.waiting.threading.Lock", lambda: Ordered(events))
     fence = Fence()
-    assert [fence() for _ in range(3)] == [None] * 3
+    assert events == ["acquire"]
+    for _ in range(2):
+        fence()
+    assert events == ["acquire", *["release", "acquire"] * 2]
 
 
 # FIFOs.

@@ -159,7 +159,7 @@ def require_runnable(sweep: Sweep, points: Sequence[Point]) -> None:
     from mnnvl_lab.transport.checks import check_exchange
 
     for point in points:
-        check_exchange(point.exchange)
+        check_exchange(point.exchange, runtime_max_tokens=point.load.max_tokens)
         _require_load(point)
     for layout in sweep.layouts:
         place(layout, fabric=sweep.fabric, visible_gpus=count_visible_gpus())

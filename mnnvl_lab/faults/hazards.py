@@ -170,17 +170,10 @@ HAZARDS = (
         modes=("two_sided",),
     ),
     Hazard(
-        name="fewer experts than ranks",
+        name="fewer experts than ranks or choices",
         unchecked="refused only at the first dispatch",
-        words=r"experts is (0: it must be at least 1|\d+ but ep_size is \d+: every rank must own an expert)",
-        exchange=lambda x: replace(x, experts=x.ep_size - 1),
-        everywhere=True,
-    ),
-    Hazard(
-        name="fewer experts than choices",
-        unchecked="refused only at the first dispatch",
-        words=r"top_k is \d+ but there are \d+ experts: ",
-        exchange=lambda x: replace(x, top_k=x.experts + 1),
+        words=r"(experts is 0: |experts is \d+ but ep_size is \d+: |top_k is \d+ but there are \d+ experts: )",
+        exchange=lambda x: replace(x, experts=x.top_k - 1),
         everywhere=True,
     ),
     Hazard(

@@ -54,10 +54,12 @@ def check_received(work: Work, received: Received) -> list[np.ndarray]:
 
 def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
     block = received.block(source)
-    tokens, due = named_tokens(received.payloads[0][block]), _due(work, source)
+    rows, due = received.payloads[0][block], _due(work, source)
+    tokens = named_tokens(rows)
     if not np.array_equal(np.sort(tokens), due):
         raise WrongResult(
             f"ep_rank {work.ep_rank} got tokens {_short(np.sort(tokens))} of ep_rank {source}, due were {_short(due)}"
+            + _name_stranger(rows, tokens, due)
         )
     for index, expected in enumerate(work.payloads(source, tokens)):
         _require_equal(work, received.payloads[index][block], expected, tokens, f"payload {index} of ep_rank {source}")
@@ -210,6 +212,12 @@ def _require(work: Work, right: torch.Tensor, got, expected, tokens: np.ndarray,
         f"ep_rank {work.ep_rank}, mode {work.point.exchange.mode}: {what}, token {tokens[wrong_row]}, column "
         f"{wrong_column} is {values[0]} where {values[1]} is due{_name_row(got[wrong_row])}"
     )
+
+
+def _name_stranger(rows: torch.Tensor, tokens: np.ndarray, due: np.ndarray) -> str:
+    """The first row that was not due, if it still has a header."""
+    strangers = np.flatnonzero(~np.isin(tokens, due))
+    return _name_row(rows[strangers[0]]) if len(strangers) else ""
 
 
 def _name_row(row: torch.Tensor) -> str:

@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from mnnvl_lab.transport.exchange import Batch, Exchange
 
 
-def check_exchange(exchange: Exchange) -> None:
+def check_exchange(exchange: Exchange, *, runtime_max_tokens: int | None = None) -> None:
     """Refuse an exchange that no kernel could serve.
+
+    Args:
+        runtime_max_tokens: refuse also rounds of this size, if the exchange's payloads cannot be packed at it.
 
     Raises:
         Refused: with the value, the rule and the remedy.
     """
     for problem in _exchange_problems(exchange):
+        raise Refused(problem)
+    if runtime_max_tokens and (problem := runtime_max_problem(exchange, exchange.mode, runtime_max_tokens)):
         raise Refused(problem)
 
 
