@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 
-from mnnvl_lab.errors import Refused, choose, shown
+from mnnvl_lab.errors import Refused, choose, require_count, shown
 from mnnvl_lab.layout import Layout, require_layout
 
 MIB = 1024**2
@@ -25,6 +27,9 @@ class Gpu:
         nvlink_domain: GPUs that reach one another over NVLink.
         multi_node: whether such a domain spans nodes (MNNVL); otherwise NVLink ends at the node.
         source: where the numbers stand.
+
+    Raises:
+        Refused: a count or a rate is no positive number.
     """
 
     name: str
@@ -35,6 +40,15 @@ class Gpu:
     nvlink_domain: int = 8
     multi_node: bool = False
     source: str
+
+    def __post_init__(self):
+        for field in ("multiprocessors", "nvlink_domain"):
+            require_count(field, getattr(self, field))
+        require_count("memory_bytes", self.memory_bytes, most=2**63 - 1)
+        for field in ("nvlink_gigabytes_per_s", "hbm_gigabytes_per_s"):
+            rate = getattr(self, field)
+            if not isinstance(rate, Real) or not 0 < rate < math.inf:
+                raise Refused(f"{field} is {shown(rate)}: it must be a positive number; pass a rate in GB/s")
 
     def domain_size(self, layout: Layout) -> int:
         """Consecutive ranks of `layout` that reach one another over NVLink, one GPU per rank."""

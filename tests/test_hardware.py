@@ -1,5 +1,8 @@
 """The table of GPUs."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from mnnvl_lab.errors import Refused
@@ -76,3 +79,10 @@ def test_what_is_no_layout_or_gpu_is_refused():
         list(domain_problems("tp2", GPUS["h100"]))
     with pytest.raises(Refused, match="pass a Gpu"):
         list(domain_problems(Layout(), "h100"))
+
+
+@pytest.mark.parametrize("field", ["multiprocessors", "memory_bytes", "nvlink_domain", "hbm_gigabytes_per_s"])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "8", None])
+def test_a_gpu_of_impossible_numbers_is_refused(field, value):
+    with pytest.raises(Refused, match=f"{field} is"):
+        replace(GPUS["h100"], **{field: value})

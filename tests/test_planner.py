@@ -352,7 +352,10 @@ def test_without_tp_the_dp_group_is_the_ep_group():
 
 def test_another_mode_or_group_is_refused():
     planned = plan(Layout(tp=2, dp=2), **V3, max_tokens=16)
-    with pytest.raises(Refused, match=r"'all_to_all'.*one_sided and two_sided"):
+    assert wrong_group(planned, mode="ONE-SIDED", group="DP") == wrong_group(planned)
+    with pytest.raises(Refused, match="pass what plan"):
+        wrong_group(None)
+    with pytest.raises(Refused, match=r"'all_to_all'.*one_sided, two_sided"):
         wrong_group(planned, mode="all_to_all")
     with pytest.raises(Refused, match="'cp'"):
         wrong_group(planned, group="cp")

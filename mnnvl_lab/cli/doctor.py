@@ -8,9 +8,9 @@ import json
 from mnnvl_lab.cli.words import add_command
 
 WORDS = """fabrics:
-  host         a process a rank, bytes through shared memory: needs no GPU
-  shared_gpu   several ranks on a GPU, under NVIDIA's Multi-Process Service (MPS)
-  nvlink       a GPU a rank, bytes over NVLink
+  host         one process per rank, bytes through shared memory: needs no GPU
+  shared_gpu   several ranks per GPU, under NVIDIA's Multi-Process Service (MPS)
+  nvlink       one GPU per rank, bytes over NVLink
 """
 
 

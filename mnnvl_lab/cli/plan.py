@@ -18,7 +18,7 @@ from mnnvl_lab.cli.words import (
 )
 
 WORDS = f"""{EPILOG_OF_LAYOUT}
-  one_sided   each rank puts its rows straight into the others' workspaces: they hold a row a token and rank
+  one_sided   each rank puts its rows straight into the others' workspaces: they hold one row per token and rank
   two_sided   sender and receiver meet in FIFOs: their size depends on the GPU and the ranks, not on tokens
   asked       bytes that the kernels ask for; allocated: memory that is gone, in steps of 2 MiB
   exit status 0; 1 if a mode cannot serve the layout or does not fit the GPU's memory (--modes chooses which modes

@@ -7,7 +7,7 @@ import argparse
 from mnnvl_lab.cli.words import add_command, add_figures, path_name
 
 WORDS = """figures, each named after what tells it from the others:
-  latency     by tokens, a line a mode, with the bound that the bytes give
+  latency     by tokens, one line per mode, with the bound that the bytes give
   memory      of the workspace, by tokens and by EP size
   workspace   its regions to scale
   traffic     rows from rank to rank

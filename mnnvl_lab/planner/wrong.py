@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mnnvl_lab.errors import Refused
-from mnnvl_lab.layout import Layout
+from mnnvl_lab.errors import Refused, choose, shown
+from mnnvl_lab.layout import GROUP_AXES, Layout
 from mnnvl_lab.planner.modes import ModePlan
 from mnnvl_lab.planner.plans import GIB, Plan
 from mnnvl_lab.planner.totals import Totals
@@ -97,8 +97,8 @@ def wrong_group(plan: Plan, *, mode: str = "one_sided", group: str = "dp") -> Wr
     Raises:
         Refused: the layout has no such group, or the plan no such mode.
     """
-    plan.layout.groups(group)
+    if not isinstance(plan, Plan):
+        raise Refused(f"plan is {shown(plan)}: pass what plan(...) returns")
     right = {planned.mode: planned for planned in plan.modes}
-    if mode not in right:
-        raise Refused(f"mode is {mode!r}: a plan has {' and '.join(right)}; name one of these")
-    return WrongGroup(layout=plan.layout, group=group, right=right[mode])
+    chosen = choose(group, GROUP_AXES, "group")
+    return WrongGroup(layout=plan.layout, group=chosen, right=right[choose(mode, right, "mode")])
