@@ -34,6 +34,75 @@ def growing(rank, exchange, loads):
     return strictness
 
 
+def changing(rank, exchange, loads, *, active_ranks=None):
+    """Rounds whose sizes alternate, back to back, of batches made beforehand; which of this rank's sums were right.
+
+    Without a mask all batches are admitted first. Sums are compared after the last round: until then no rank waits for
+    another beyond what the transport makes it.
+    """
+    from mnnvl_lab.measure.clocks import synchronize
+    from mnnvl_lab.transport import open_transport
+    from tests.transport_helpers import batch_of, check_combined, oracle_of, partials_of, tokens_in
+
+    with open_transport(rank, exchange) as transport:
+        if active_ranks is not None and transport.ep_rank not in active_ranks:
+            return []
+        batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
+        batches = [batch if active_ranks else transport.admit(batch) for batch in batches]
+        combined = []
+        for load, batch in zip(loads, batches, strict=True):
+            received = transport.dispatch(batch)
+            blocks = [received.payloads[0][received.block(source)] for source in range(exchange.ep_size)]
+            tokens_R = [tokens_in(block, source) for source, block in enumerate(blocks)]
+            combined.append(transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R)))
+        synchronize(rank.device)
+    for load, got in zip(loads, combined, strict=True):
+        check_combined(rank, exchange, got, oracle_of(exchange, load, active_ranks))
+    return [True] * len(loads)
+
+
+def enqueued_in_another_size(rank, exchange):
+    """What `enqueue_dispatch` says to a round of another size than the one before, and after the ranks have met."""
+    from dataclasses import replace
+
+    from mnnvl_lab.transport import open_transport
+    from tests.transport_helpers import refusal
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        full_round(transport, call, small_batch(call))
+        larger = replace(small_batch(call), runtime_max_tokens=TOKENS + 1)
+        said = refusal(lambda: transport.enqueue_dispatch(larger))
+        transport.meet(larger)
+        transport.enqueue_dispatch(larger)
+        (rows,), ids, _ = transport.landed()
+        return said, call.right(transport.enqueue_combine(call.partials(rows, ids)))
+
+
+def padded_ids(rank, exchange):
+    """Rank 1 sends one token whose choices are all -1, unchecked: rows that arrive on this rank from rank 1, by two."""
+    from dataclasses import replace
+
+    from mnnvl_lab.transport import open_transport
+    from mnnvl_lab.transport.base import Admitted
+
+    call = call_of(rank)
+    with open_transport(rank, exchange) as transport:
+        batch, counts = transport.admit(small_batch(call)).batch, []
+        for ids in (batch.experts_TK, padded(batch.experts_TK, rank)):
+            received = transport.dispatch(Admitted(batch=replace(batch, experts_TK=ids)))
+            counts.append(received.counts_R[1])
+            transport.combine(transport.partials_buffer(received))
+        return counts
+
+
+def padded(experts_TK, rank):
+    ids = experts_TK.clone()
+    if rank.group("ep").rank == 1:
+        ids[0] = -1
+    return ids
+
+
 def call_of(rank):
     ep = rank.group("ep")
     return Call(rank=rank, ep=ep, group=ep)

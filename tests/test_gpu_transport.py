@@ -115,6 +115,41 @@ def test_rounds_may_change_size(two, mode):
     assert two.run(on.growing, exchange, loads, timeout_s=FIRST_S) == [["exact"] * 3] * 2
 
 
+def alternating(tokens_R, other_R, pairs):
+    sizes = [tokens_R, other_R] * pairs
+    return [Load(routing=Uniform(), tokens=tokens, seed=seed) for seed, tokens in enumerate(sizes)]
+
+
+def test_batches_admitted_ahead_may_change_size_where_one_rank_pulls_for_long(two):
+    """The ragged pair that gives wrong sums with FlashInfer 0.7.2 alone: one rank is done at once, the other pulls."""
+    exchange = point("one_sided", tokens=(4096, 4096), experts=256, top_k=8, hidden=2048).exchange
+    loads = alternating((2048, 1), (1, 4096), 4)
+    assert two.run(on.changing, exchange, loads, timeout_s=FIRST_S) == [[True] * 8] * 2
+
+
+def test_the_living_may_change_size_without_the_masked_rank(quartet):
+    quartet.use(Layout(dp=4))
+    exchange = point("one_sided", tokens=(512,) * 4, experts=32, top_k=4, hidden=2048, enable_rank_mask=True).exchange
+    loads = alternating((256, 1, 1, 0), (1, 512, 512, 0), 4)
+    told = quartet.run(on.changing, exchange, loads, active_ranks=(0, 1, 2), timeout_s=FIRST_S)
+    assert told == [[True] * 8] * 3 + [[]]
+
+
+def test_an_enqueued_round_of_another_size_is_refused_until_ranks_have_met(two):
+    exchange = small("one_sided", two.layout, max_tokens=TOKENS + 1)
+    for said, right in two.run(on.enqueued_in_another_size, exchange, timeout_s=FIRST_S):
+        assert said.startswith(f"Refused: runtime_max_tokens is {TOKENS + 1} but ranks last agreed on {TOKENS}: ")
+        assert right
+
+
+@pytest.mark.parametrize("mode", GPU_MODES)
+def test_unchecked_ids_of_minus_1_send_a_token_to_rank_0_as_one_row(two, mode):
+    """What `faults.hazards` says of them. Every token goes to both ranks; the padded one leaves rank 1 out."""
+    (to_0, to_0_padded), (to_1, to_1_padded) = two.run(on.padded_ids, small(mode, two.layout), timeout_s=FIRST_S)
+    assert to_0_padded == to_0 == TOKENS
+    assert to_1_padded == to_1 - 1
+
+
 @pytest.mark.parametrize("options", [{}, {"payload_in_workspace": True}, {"mode": "two_sided"}], ids=str)
 def test_a_captured_round_replays_over_new_rows_and_routings(two, options):
     exchange = small(**{"mode": "one_sided", "layout": two.layout} | options)
