@@ -35,9 +35,13 @@ def checked_round(transport: Transport, work: Work, batch: Batch) -> tuple[torch
     Raises:
         WrongResult: names the rank, the row or token, and both values.
     """
-    received = transport.dispatch(transport.admit(batch))
-    partials = stand_in(transport, work, received, check_received(work, received))
-    return partials, check_combined(work, transport.combine(partials))
+    try:
+        received = transport.dispatch(transport.admit(batch))
+        partials = stand_in(transport, work, received, check_received(work, received))
+        return partials, check_combined(work, transport.combine(partials))
+    except WrongResult as error:
+        explanation = transport.explanation()
+        raise WrongResult(f"{error}; {explanation}" if explanation else str(error)) from error
 
 
 def check_received(work: Work, received: Received) -> list[np.ndarray]:

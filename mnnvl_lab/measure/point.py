@@ -151,6 +151,7 @@ class Point:
             "eplb_stats_experts": x.eplb_stats_experts,
             "sm_limit": x.sm_limit or 0,
             "workspace_group": x.workspace_group,
+            "mended_prepare": x.mended_prepare,
             "delayed_rank": self.delay.ep_rank,
             "delay_us": self.delay.delay_us,
             "l2": "cold" if self.cold_l2 else "warm",

@@ -20,11 +20,13 @@ class PointResult:
         samples: one dict a sample, the fields of `clocks.Sample`.
         stopped: what ended the sampling, `converged`, `budget` or `max_samples`.
         checked: how strictly the rounds before and after were checked: `exact` bits, or `bounded` by rounding.
+        note: what the transport did to stay right beyond the protocol; empty if nothing.
     """
 
     samples: list[dict]
     stopped: str
     checked: str
+    note: str = ""
 
 
 def measure_point(rank, point: Point) -> PointResult:
@@ -49,7 +51,8 @@ def measure_point(rank, point: Point) -> PointResult:
         iterations = CLOCK_FUNCTIONS[point.clock](timed, point.sampling)
         samples, stopped = collect(iterations, point.sampling, transport.group)
         checked_round(transport, work, batch)
-    return PointResult(samples=[asdict(sample) for sample in samples], stopped=stopped, checked=checked)
+        note = transport.note()
+    return PointResult(samples=[asdict(sample) for sample in samples], stopped=stopped, checked=checked, note=note)
 
 
 def measure(point: Point, ranks: Ranks) -> pd.DataFrame:
@@ -57,7 +60,7 @@ def measure(point: Point, ranks: Ranks) -> pd.DataFrame:
     ranks.use(point.exchange.layout)
     results = ranks.run(measure_point, point, timeout_s=POINT_TIMEOUT_S + point.sampling.budget_s)
     per_rank = [
-        pd.DataFrame(result.samples).assign(rank=rank, stopped=result.stopped, checked=result.checked)
+        pd.DataFrame(result.samples).assign(rank=rank, stopped=result.stopped, checked=result.checked, note=result.note)
         for rank, result in enumerate(results)
     ]
     return pd.concat(per_rank, ignore_index=True).assign(fabric=ranks.fabric, **point.columns)

@@ -136,6 +136,7 @@ _ALL = (
     _point("sm_limit", "SM limit", "multiprocessors of the two-sided kernels; 0 for all", default=0),
     _point("workspace_group", "Workspace group", "group whose communicator allocates the workspace", "str", "ep"),
     _point("repeat", "Repeat", "number of the measurement among equal ones of a sweep", default=_repeats),
+    _point("mended_prepare", "Mended prepare", "two-sided prepare that publishes no step twice", "bool", False),
     _point("l2", "L2 cache", "warm, or cold: emptied before each sample", "str", "warm"),
     _point("delayed_rank", "Delayed rank", "ep_rank that was made to arrive late", "int64", 0),
     _time("delay_us", "Delay", "how late it was made to arrive", role="point", default=0.0),
@@ -147,6 +148,7 @@ _ALL = (
     ),
     _value("checked", "Checked", "how results equalled the oracle's, before and after timing: exact or bounded", "str"),
     _value("stopped", "Stopped by", "what ended sampling: converged, budget or max_samples", "str", default="unknown"),
+    _value("note", "Note", "what the transport did beyond the protocol to stay right, if anything", "str", default=""),
     _time("p50_us", "Median latency", "half of the iterations took less"),
     _time("p90_us", "90th percentile of latency", "nine in ten iterations took less"),
     _time("p99_us", "99th percentile of latency", "99 in 100 iterations took less"),
@@ -174,7 +176,7 @@ POINT_COLUMNS = tuple(c.name for c in _ALL if c.role == "point" and c.name != "d
 
 DEFAULTS: Mapping[str, object] = MappingProxyType({c.name: c.default for c in _ALL if c.default is not None})
 
-SAMPLE_COLUMNS = (*POINT_COLUMNS, "rank", "iteration", "latency_us", "start_us", "checked", "stopped")
+SAMPLE_COLUMNS = (*POINT_COLUMNS, "rank", "iteration", "latency_us", "start_us", "checked", "stopped", "note")
 """Columns of every record file; those in `DEFAULTS` need not be given."""
 
 SIZES = ("max_tokens", "runtime_max_tokens")
@@ -186,6 +188,7 @@ OPTIONS = (
     "without_pdl",
     "eplb_stats_experts",
     "sm_limit",
+    "mended_prepare",
 )
 """Point columns that say how a mode is used, not what it carries."""
 

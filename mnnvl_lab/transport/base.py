@@ -2,9 +2,8 @@
 
 Shapes: R ranks of the EP group, T tokens of a rank, M tokens of the fullest rank, K top_k, E experts, H hidden.
 
-A transport is collective: every rank of the EP group calls the same methods in the same order. What is wrong with an
-input is found, by all ranks together, in `admit`, before a byte is sent; so `dispatch` of an admitted batch can be
-repeated and timed without that cost.
+A transport is collective: all ranks of the EP group call the same methods in the same order. All find together, in
+`admit`, what is wrong with an input, before a byte is sent; so `dispatch` of an admitted batch can be timed.
 
 Where offsets in the workspace follow M (one-sided), a round of another size than the one before could write over rows
 that a slower rank still pulls, since no barrier follows combine. Before such a round `dispatch` lets the active ranks
@@ -160,6 +159,12 @@ class Transport(ABC):
         """Like `enqueue_prepare`; the result goes into `output`, `[T, H]`, if it is given."""
         combined = self._combine(partials)
         return combined if output is None else output.copy_(combined)
+
+    def note(self) -> str:
+        return ""  # for the record: what the transport did beyond the protocol to stay right
+
+    def explanation(self) -> str:
+        return ""  # for the error: what in the transport's state may explain a wrong result
 
     def partials_buffer(self, received: Received) -> torch.Tensor:
         """Where the experts write their result, `[rows, H]`; it lies in the workspace with `payload_in_workspace`."""

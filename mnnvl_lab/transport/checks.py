@@ -44,6 +44,8 @@ def _exchange_problems(x: Exchange):
     yield from problems(x, x.mode)
     if x.mode != "one_sided" and x.workspace_options:
         yield f"{', '.join(x.workspace_options)} asked of mode {x.mode}: only one_sided has them; leave them out"
+    if x.mended_prepare and x.mode != "two_sided":
+        yield f"mended_prepare asked of mode {x.mode}: only two_sided has a prepare; leave it out"
 
 
 def batch_problem(x: Exchange, batch: Batch, ep_rank: int) -> str | None:

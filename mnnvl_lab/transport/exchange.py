@@ -26,6 +26,8 @@ class Exchange(Need):
         enable_rank_mask: rounds may leave out dead ranks (one-sided).
         without_pdl: each kernel is launched when the one before it has ended; by default it may be set up earlier
             (programmatic dependent launch, one-sided).
+        mended_prepare: prepare by FlashInfer's kernel with the second publication of a full step taken out (two-sided
+            on GPUs; `mnnvl_lab.transport.mended`).
 
     The rest are those of `Need`.
     """
@@ -35,6 +37,7 @@ class Exchange(Need):
     payload_in_workspace: bool = False
     enable_rank_mask: bool = False
     without_pdl: bool = False
+    mended_prepare: bool = False
 
     @property
     def workspace_options(self) -> tuple[str, ...]:

@@ -3,6 +3,10 @@
 Prepare exchanges counts, ids and weights; then every payload moves on its own through FIFOs in which sender and
 receiver meet. Received rows lie compact, one source behind the other. What upstream keeps in the singleton `MnnvlMoe`
 is kept here by the transport.
+
+FlashInfer 0.7.2 publishes the last step of prepare twice where it is full (`mnnvl_lab.workspace.prepare_steps`), which
+may leave a connection's head above 0 and every later round with ids and weights of the round before. `StepGuard`
+(`mnnvl_lab.transport.step_guard`) sets such heads back at the end of each combine that follows a prepare of that kind.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from mnnvl_lab.errors import SmLimitFixed
 from mnnvl_lab.transport.base import Admitted, bare
 from mnnvl_lab.transport.exchange import Batch, Received
 from mnnvl_lab.transport.flashinfer_base import FlashInferTransport, Landed, require_prediction
+from mnnvl_lab.transport.mended import mended_prepare
 from mnnvl_lab.transport.peek import FlagWatch, cut
+from mnnvl_lab.transport.step_guard import StepGuard
 from mnnvl_lab.workspace import Region, TwoSidedWorkspace
 
 if TYPE_CHECKING:
@@ -53,6 +59,7 @@ class FlashInferTwoSided(FlashInferTransport):
 
     mode = "two_sided"
     phases = ("prepare", "dispatch", "combine")
+    _guard: StepGuard | None = None  # none with the mended kernel
 
     def _open(self) -> None:
         import flashinfer.comm.trtllm_alltoall as kernels
@@ -73,13 +80,27 @@ class FlashInferTwoSided(FlashInferTransport):
         self._fifo_words, self._prepare_words = fifos.view(torch.uint64), prepare.view(torch.uint64)
         self._connections = self.workspace.regions[1], self.workspace.prepare_regions[1]
         self._watches = tuple(map(_watch, (fifos.own_row, prepare.own_row), self._connections))
+        if self.exchange.mended_prepare:
+            self._prepare = mended_prepare()
+            return
+        self._prepare, region = kernels.moe_prepare, self._connections[1]
+        words = prepare.own_row[region.offset_bytes : region.end_bytes].view(torch.int64).view(region.shape)
+        self._guard = StepGuard(self.exchange, words, self.group)
+
+    def admit(self, batch: Batch) -> Admitted:
+        admitted = super().admit(batch)
+        if self._guard:
+            self._guard.count(batch)
+        return admitted
 
     def enqueue_prepare(self, batch: Batch | Admitted) -> None:
         batch, x = bare(batch), self.exchange
         if self.spans != self.ep_size:
             self._routes = self._no_routes()
             return
-        experts, weights, send_ends, send_rows, recv_ends, recv_rows, back_slots, _ = self._kernels.moe_prepare(
+        if self._guard:
+            self._guard.before_prepare(batch)
+        experts, weights, send_ends, send_rows, recv_ends, recv_rows, back_slots, _ = self._prepare(
             batch.experts_TK,
             batch.weights_TK,
             None,
@@ -116,7 +137,18 @@ class FlashInferTwoSided(FlashInferTransport):
         routes, T, K, H = self._routes, self._round.tokens, self.exchange.top_k, self.exchange.hidden
         homeward = (routes.recv_ends_R, routes.recv_rows), (routes.send_ends_R, routes.back_slots)
         slots = self._move(partials, *homeward, partials.new_zeros(T * K, H))
-        return torch.sum(slots.view(T, K, H), dim=1, out=output)
+        combined = torch.sum(slots.view(T, K, H), dim=1, out=output)
+        if self._guard:
+            self._guard.after_combine()
+        return combined
+
+    def note(self) -> str:
+        if self.exchange.mended_prepare:
+            return "prepare by the kernel that publishes no step twice"
+        return self._guard.note() if self._guard else ""
+
+    def explanation(self) -> str:
+        return self._guard.explanation() if self._guard else ""
 
     def peek_flags(self) -> dict[str, np.ndarray]:
         """uint64 `connections [peer, channel, word]`, `prepare_connections [peer, word]`; words: head, tail, count."""
