@@ -16,7 +16,7 @@ from mnnvl_lab.latency_model import solve
 from mnnvl_lab.latency_model.data import gpu_count
 from mnnvl_lab.latency_model.work import per_gpu
 from mnnvl_lab.plots.prediction import prediction_errors
-from tools import judge, latency_report, predict
+from tools import judge, latency_report, predict, report_data
 
 MEDIANS = Path(__file__).parent / "data" / "graph_medians.csv"  # two H100 over NVLink, November 2026
 SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
@@ -38,7 +38,7 @@ def observed() -> list[lm.Observation]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, lm.LatencyModel]:
-    return {model.mode: model for model in latency_report.fitted()[0]}
+    return {model.mode: model for model in report_data.fitted()[0]}
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +360,7 @@ class TestJudge:
             assert "0 recorded points were not predicted" in text
 
     def test_what_cannot_be_judged_is_said(self, tmp_path, capsys):
-        pair = str(checkout.DATA / f"{latency_report.PAIR}.parquet")
+        pair = str(checkout.DATA / f"{report_data.PAIR}.parquet")
         assert judge.main([pair]) == 1
         assert judge.main([pair, "--predictions", str(tmp_path)]) == 1
         assert "no CSV files" in capsys.readouterr().err
@@ -372,13 +372,13 @@ class TestCommitted:
     @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
     def test_each_set_names_the_records_it_was_fitted_to(self, folder):
         about = json.loads((folder / "model.json").read_text())
-        names = {f"{name}.parquet": checkout.DATA / f"{name}.parquet" for name in latency_report.FITTED_TO}
+        names = {f"{name}.parquet": checkout.DATA / f"{name}.parquet" for name in report_data.FITTED_TO}
         assert {o["file"]: o["sha256"] for o in about["training"]} == {n: predict.sha256(p) for n, p in names.items()}
         assert about["created_at"].startswith(folder.name[:10])
 
     def test_the_latest_set_is_what_the_model_predicts(self, models):
-        for ep_size in latency_report.PREDICTED:
-            committed = pd.read_csv(latency_report.LATEST / f"nvlink-h100-ep{ep_size}.csv")
+        for ep_size in report_data.PREDICTED:
+            committed = pd.read_csv(report_data.LATEST / f"nvlink-h100-ep{ep_size}.csv")
             made = predict.predictions(
                 list(models.values()), ep_size=ep_size, tokens=predict.TOKENS, model="deepseek-v3"
             )
@@ -419,7 +419,7 @@ class TestReport:
             assert all(f"<!-- /{name} -->" in text for name in names)
 
     def test_later_records_do_not_enter_the_fit(self):
-        assert not set(latency_report.FITTED_TO) & set(latency_report.RECORDED_LATER)
+        assert not set(report_data.FITTED_TO) & set(report_data.RECORDED_LATER)
 
     def test_a_round_is_its_bytes_and_what_they_leave(self):
         lines = latency_report.budget().splitlines()[2:]
@@ -429,7 +429,7 @@ class TestReport:
         assert values[1] == pytest.approx(1e3 * megabytes / rate, rel=2e-3)
 
     def test_results_are_medians_of_the_slowest_rank(self):
-        samples = recorded.load(latency_report.PAIR)
+        samples = recorded.load(report_data.PAIR)
         chosen = samples.query("mode == 'two_sided' and clock == 'graph' and tokens == 4096 and routing == 'uniform'")
         expected = np.median(chosen.pivot(index="iteration", columns="rank", values="latency_us").max(axis=1))
         row = next(line for line in latency_report.results().splitlines() if line.startswith("| two_sided | 4096 "))

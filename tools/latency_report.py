@@ -1,86 +1,111 @@
-"""Fill the tables and figures of `docs/latency.md` and `docs/method.md` from the recorded data.
+"""Fill the tables, numbers and figures of the README and the pages of `docs/` from the data.
 
     python -m tools.latency_report
 
-What stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced; a part whose record is missing stays as it is.
+What stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced, and so are the numbers that `page_numbers`
+describes; a part whose record is missing stays as it is.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
 
 import matplotlib
 import pandas as pd
 
-from mnnvl_lab import bandwidth, checkout, crossover, knobs, recorded, records
-from mnnvl_lab import latency_model as lm
+from mnnvl_lab import bandwidth, crossover, knobs, published, recorded, records
 from mnnvl_lab.errors import LabError
 from mnnvl_lab.model import require_format
 from mnnvl_lab.plots.crossover import draw as draw_crossover
+from mnnvl_lab.plots.look import STROKES
 from mnnvl_lab.plots.prediction import prediction_errors
 from mnnvl_lab.routing import Load, parse
-from tools import link_budget, predict
+from tools import link_budget, page_numbers, predict
 from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, markdown, save_figure
-
-PAIR = "h100x2_nvlink_ep2_bf16"
-PREDICTED = (4, 8)
-FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
-"""As `model.json` of each set of predictions says: what was recorded later tests the model and never enters it."""
-LATEST = checkout.DATA / "predictions" / "2026-11-26-many-starts"
-RECORDED_LATER = (
-    "h100x2_nvlink_ep2_fp8",
-    "h100x2_shared_ep4_fp8",
-    "h100x2_shared_ep8_fp8",
-    "h100x1_shared_ep2_bf16",
-    "h100x1_shared_ep2_fp8",
-    "h100x1_shared_ep4_bf16",
-    "h100x1_shared_ep4_fp8",
-    "h100x1_shared_ep8_bf16",
-    "h100x1_shared_ep8_fp8",
+from tools.report_data import (
+    PAIR,
+    PREDICTED,
+    bare_table,
+    fitted,
+    left_out,
+    predictions,
+    unseen,
 )
+
+PAGES = (DOCS.parent / "README.md", DOCS.parent / "data" / "README.md", *sorted(DOCS.glob("*.md")))
+ASIDES = ("growth", "knobs", "links", "memory")
+"""Recorded tables that hold no samples of a sweep, by the end of their names."""
 SHOWN_TOKENS = (1, 16, 128, 512, 1024, 2048, 4096)
-
-
-@cache
-def fitted() -> tuple[list[lm.LatencyModel], list[lm.Observation]]:
-    """The models of the committed predictions, fitted anew to the same files, and what tests them."""
-    known = [o for name in FITTED_TO for o in lm.observations(recorded.load(name))]
-    later = [o for name in RECORDED_LATER for o in lm.observations(recorded.load(name))]
-    about = PREDICTED, predict.RECORDED_ON
-    return predict.fitted(predict.training(known, *about)), [*predict.testing(known, *about), *later]
 
 
 def errors() -> str:
     """Points left out one by one, then what was never in the fit."""
-    models, unseen = fitted()
-    left_out = pd.concat([lm.leave_one_out(model.observations) for model in models])
-    tests = pd.concat([lm.held_against(model, unseen) for model in models])
-    device = records.provenance_of(recorded.load(PAIR))["device"]
-    save_figure(prediction_errors(left_out, device=device), "predicted_and_recorded")
-    named = {"left out one by one": left_out, "never in the fit": tests}
-    parts = [pd.DataFrame(predict.errors(table)).assign(points_are=name) for name, table in named.items()]
+    named = {"left out one by one": predict.errors(left_out()), "never in the fit": predict.errors(unseen())}
+    parts = [pd.DataFrame(rows).assign(points_are=name) for name, rows in named.items()]
     return markdown(pd.concat(parts)[["points_are", *parts[0].columns[:-1]]], digits=1)
 
 
 def parameters() -> str:
     """Every mode's, with their widths and where they come from."""
     tables = [model.table().assign(mode=model.mode) for model in fitted()[0]]
-    names = ["mode", "parameter", "value", "factor", "prior", "prior_factor", "from_data", "meaning"]
+    names = ["mode", "parameter", "value", "factor", "low", "high", "prior", "prior_factor", "from_data", "meaning"]
     return markdown(pd.concat(tables)[names], digits=2)
+
+
+def minima() -> str:
+    """The distinct minima of each mode that has several, best first."""
+    tables = [model.minima() for model in fitted()[0] if len(model.optima) > 1]
+    names = ["mode", "objective", "behind", "eager_us", "eager_gigabytes_per_s", "bulk_us", "bulk_gigabytes_per_s"]
+    return markdown(pd.concat(tables)[names], digits=2)
+
+
+def predicted() -> str:
+    """The latest committed predictions of four and eight GPUs, each with its interval."""
+    rows = [
+        {"EP": ep_size, "format": form, "mode": STROKES[mode].label} | _cells(points)
+        for ep_size in sorted(PREDICTED, reverse=True)
+        for (form, mode), points in predictions(ep_size).groupby(["format", "mode"], sort=False)
+    ]
+    return markdown(pd.DataFrame(rows).sort_values(["EP", "format"], ascending=[False, True], kind="stable"))
+
+
+def _cells(points: pd.DataFrame) -> dict[str, str]:
+    by_tokens = points.set_index("tokens")
+    shown = {tokens: by_tokens.loc[tokens] for tokens in (1, 128, 1024, 4096, 8192)}
+    words = {n: f"{p['predicted_us']:.0f} ({p['low_us']:.0f} to {p['high_us']:.0f})" for n, p in shown.items()}
+    return {f"{tokens} token{'s' if tokens > 1 else ''}": text for tokens, text in words.items()}
+
+
+def experts() -> str:
+    """Which recorded sweeps time the stand-in for the experts."""
+    tables = {name: recorded.load(name) for name in recorded.names() if name.rsplit("_", 1)[1] not in ASIDES}
+    timed = {name: "experts" in set(table["phase"]) for name, table in tables.items()}
+    rows = [
+        {"phase `experts`": word, "files": _files(timed, has)} for has, word in ((True, "timed"), (False, "absent"))
+    ]
+    return markdown(pd.DataFrame(rows))
+
+
+def _files(timed: Mapping[str, bool], has: bool) -> str:
+    return ", ".join(f"`{name}`" for name, found in timed.items() if found == has)
+
+
+def elsewhere() -> str:
+    """What CollectiveX measured on eight H100s: a round in bf16, median."""
+    table = published.load("collectivex_h100")
+    rounds = table.query("phase == 'round' and percentile == 'p50' and format == 'bf16' and quantity == 'latency'")
+    lines = rounds.assign(words=rounds["value"].map("{:.1f}".format), line=rounds["library"] + ", " + rounds["mode"])
+    wide = lines.pivot(index="line", columns="tokens", values="words").fillna("")
+    return markdown(wide.rename_axis("library (µs)").reset_index())
 
 
 def fastest() -> str:
     """Who is ahead at which token count, under each routing recorded."""
-    samples = recorded.load(PAIR)
-    uniform = samples[samples["routing"] == "uniform"]
-    save_figure(draw_crossover(uniform), "who_is_ahead")
-    table = crossover.table(samples)
+    table = crossover.table(recorded.load(PAIR))
     return markdown(table[["routing", "tokens", "fastest", "p50_us", "runner_up", "runner_up_us", "lead_percent"]])
 
 
@@ -153,13 +178,8 @@ def _bandwidths(point: pd.Series, tokens: int) -> Mapping[str, float]:
 
 def bare() -> str:
     """FlashInfer's classes in a bare loop beside the lab's medians."""
-    path = checkout.DATA / "bare_flashinfer.json"
-    bare_us = pd.DataFrame(json.loads(path.read_text())["medians"])
-    samples = recorded.load(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
-    lab_us = records.summary(samples).set_index(["mode", "tokens"])["p50_us"].rename("lab")
-    table = bare_us.set_index(["mode", "tokens"]).join(lab_us).reset_index()
-    table["lab over bare (%)"] = 100 * (table["lab"] / table["latency_us"] - 1)
-    return markdown(table.rename(columns={"latency_us": "bare loop (µs)", "lab": "lab (µs)"}), digits=1)
+    renamed = {"latency_us": "bare loop (µs)", "lab": "lab (µs)"}
+    return markdown(bare_table().rename(columns=renamed), digits=1)
 
 
 PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
@@ -168,6 +188,10 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         for part in (
             errors,
             parameters,
+            minima,
+            predicted,
+            elsewhere,
+            experts,
             fastest,
             places,
             budget,
@@ -182,7 +206,7 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
 
 
 def filled(page: str) -> str:
-    """The page with every part that it names made anew."""
+    """The page with every part and every number that it names made anew."""
     for name in re.findall(r"<!-- (\w+) -->", page):
         try:
             made = PARTS[name]()
@@ -195,15 +219,24 @@ def filled(page: str) -> str:
             page,
             flags=re.S,
         )
-    return page
+    return page_numbers.filled(page)
+
+
+def figures() -> None:
+    """The figures of the pages."""
+    device = records.provenance_of(recorded.load(PAIR))["device"]
+    save_figure(prediction_errors(left_out(), device=device), "predicted_and_recorded")
+    samples = recorded.load(PAIR)
+    save_figure(draw_crossover(samples[samples["routing"] == "uniform"]), "who_is_ahead")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     tool_parser("tools.latency_report", __doc__).parse_args(arguments)
     matplotlib.use("Agg")
-    for page in (DOCS / "latency.md", DOCS / "method.md"):
+    for page in PAGES:
         page.write_text(filled(page.read_text()))
         print(page.relative_to(DOCS.parent))
+    figures()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""What the pages of `docs/` are made from: the recorded pair, the fitted models, their errors, the predictions."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pandas as pd
+
+from mnnvl_lab import checkout, recorded, records
+from mnnvl_lab import latency_model as lm
+from tools import predict
+
+PAIR = "h100x2_nvlink_ep2_bf16"
+PREDICTED = (4, 8)
+FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
+"""As `model.json` of each set of predictions says: what was recorded later tests the model and never enters it."""
+FIRST = checkout.DATA / "predictions" / "2026-11-24-one-start"
+LATEST = checkout.DATA / "predictions" / "2026-11-26-many-starts"
+RECORDED_LATER = (
+    "h100x2_nvlink_ep2_fp8",
+    "h100x2_shared_ep4_fp8",
+    "h100x2_shared_ep8_fp8",
+    "h100x1_shared_ep2_bf16",
+    "h100x1_shared_ep2_fp8",
+    "h100x1_shared_ep4_bf16",
+    "h100x1_shared_ep4_fp8",
+    "h100x1_shared_ep8_bf16",
+    "h100x1_shared_ep8_fp8",
+)
+
+
+@cache
+def fitted() -> tuple[list[lm.LatencyModel], list[lm.Observation]]:
+    """The models of the latest committed predictions, fitted anew to the same files, and what tests them."""
+    known = [o for name in FITTED_TO for o in lm.observations(recorded.load(name))]
+    later = [o for name in RECORDED_LATER for o in lm.observations(recorded.load(name))]
+    about = PREDICTED, predict.RECORDED_ON
+    return predict.fitted(predict.training(known, *about)), [*predict.testing(known, *about), *later]
+
+
+@cache
+def left_out() -> pd.DataFrame:
+    """Every point of the fit, predicted by a fit to all the others of its mode."""
+    return pd.concat([lm.leave_one_out(model.observations) for model in fitted()[0]])
+
+
+@cache
+def unseen() -> pd.DataFrame:
+    """Every point that never entered the fit, and what the model makes of it."""
+    models, observations = fitted()
+    return pd.concat([lm.held_against(model, observations) for model in models])
+
+
+def unseen_errors() -> pd.DataFrame:
+    """Sizes of the errors of `unseen` by group."""
+    return pd.DataFrame(predict.errors(unseen()))
+
+
+@cache
+def bare_table() -> pd.DataFrame:
+    """FlashInfer's classes in a bare loop beside the lab's medians: `mode, tokens, latency_us, lab`, and the ratio."""
+    path = checkout.DATA / "bare_flashinfer.json"
+    bare_us = pd.DataFrame(json.loads(path.read_text())["medians"])
+    samples = recorded.load(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
+    lab_us = records.summary(samples).set_index(["mode", "tokens"])["p50_us"].rename("lab")
+    table = bare_us.set_index(["mode", "tokens"]).join(lab_us).reset_index()
+    return table.assign(**{"lab over bare (%)": 100 * (table["lab"] / table["latency_us"] - 1)})
+
+
+def predictions(ep_size: int, *, folder=LATEST) -> pd.DataFrame:
+    """Committed predictions of an EP size with one H100 per rank."""
+    return pd.read_csv(folder / f"nvlink-h100-ep{ep_size}.csv")
+
+
+def moved(ep_size: int) -> pd.DataFrame:
+    """The latest predictions with `size`: per cent by which each differs from the first set's."""
+    first, latest = predictions(ep_size, folder=FIRST), predictions(ep_size)
+    return latest.assign(size=(100 * (latest["predicted_us"] / first["predicted_us"] - 1)).abs())
