@@ -102,7 +102,7 @@ def stand_in(transport: Transport, work: Work, received: Received, tokens_of: Se
     """The experts' stand-in: `[rows, H]` partial sums in `combine_dtype`, written where `combine` wants them.
 
     Args:
-        tokens_of: for each source, the token of every row it sent, in the order received (`check.received_tokens`).
+        tokens_of: for each source, the token of every row it sent, in the order received (`check.check_received`).
     """
     partials = transport.partials_buffer(received)
     for source, tokens in enumerate(tokens_of):
