@@ -227,6 +227,11 @@ class TestBadInput:
             (["sweep", *SMALL, "--out", "x", "--tokens", str(10**26)], "is out of range"),
             (["sweep", *SMALL, "--out", "x", "--tokens", "2000000000"], "tokens is 2000000000: it must be at most"),
             (["sweep", *SMALL, "--out", "x", "--pp", "4000"], "at most 1024"),
+            (["sweep", *SMALL, "--out", "x", "--pp", "200"], "at most 256"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "4000000", "--pp", "50"], "fewer tokens"),
+            (["sweep", *SMALL, "--out", "x", "--max-tokens", "0"], "0 is out of range"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "8", "--max-tokens", "4"], "max_tokens is 4"),
+            (["sweep", *SMALL, "--out", "x", "--tokens", "8", "--runtime-max-tokens", "4"], "runtime_max_tokens is 4"),
             (["sweep", *SMALL, "--out", "x", "--clock", "graph"], "it needs a CUDA device"),
             (["sweep", *SMALL, "--out", "x", "--routing", "hot_expert:0.5:9"], "hot expert is 9"),
             (["sweep", *SMALL, "--out", "x", "--routing", "hot_rank:0.5:2"], "hot rank is 2"),
@@ -353,6 +358,19 @@ class TestSweep:
         assert sweep.sampling.max_samples == sweep.sampling.min_samples == 7
         assert (asked["resume"], asked["progress"]) == (True, False)
         assert "2 points on fabric host" in capsys.readouterr().out
+
+    def test_three_numbers_of_tokens_are_apart(self, monkeypatch, tmp_path):
+        asked = []
+        monkeypatch.setattr(
+            "mnnvl_lab.sweep.run", lambda sweep, **_: asked.append(sweep) or records.new_table(samples(), origin())
+        )
+        words = [*SMALL, "--dp", "4", "--modes", "One-Sided", "--out", str(tmp_path / "x.parquet")]
+        counts = ["--tokens", "16", "1,4,0,128", "--runtime-max-tokens", "200", "--max-tokens", "256", "512"]
+        assert main(["sweep", *words, *counts]) == 0
+        points = list(asked[0].points())
+        assert [point.load.tokens for point in points] == [16, 16, (1, 4, 0, 128), (1, 4, 0, 128)]
+        assert [point.exchange.max_tokens for point in points] == [256, 512, 256, 512]
+        assert {point.load.runtime_max for point in points} == {200}
 
     def test_an_interrupted_sweep_says_how_to_go_on(self, monkeypatch, capsys):
         def interrupted(*_, **__):

@@ -47,6 +47,8 @@ SWEEP = {
     "--tokens": COUNTS,
     "--routing": names("uniform", "zipf:1.2", "zipf:nan", "hot_rank:0.5:7", "hot_expert", "lognormal:1", "replay:ab"),
     "--clock": names("eager", "graph"),
+    "--max-tokens": COUNTS,
+    "--runtime-max-tokens": COUNTS,
     "--fabric": names("host", "nvlink", "shared_gpu"),
     "--seed": COUNTS,
     "--samples": COUNTS,

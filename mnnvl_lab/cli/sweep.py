@@ -19,23 +19,27 @@ from mnnvl_lab.cli.words import (
     token_counts,
     whole_in,
 )
-from mnnvl_lab.errors import Refused, choose
+from mnnvl_lab.errors import MOST_COUNT, Refused
 
 if TYPE_CHECKING:
     from mnnvl_lab.measure import Point, Sweep
 
 MOST_SEED = 2**63 - 1  # records keep it as int64
-MOST_EXPERTS = 2**16  # a random number is drawn for each expert and token
 MOST_SAMPLES = 1_000_000
 MOST_SECONDS = 86_400
 MOST_HOST_RANKS = 256
 """Each is a process of this machine; the kernels' protocols end at 64 and 128 ranks."""
 
+CAPACITIES = {
+    "--max-tokens": "capacity: tokens per rank for which the workspace is sized (default the runtime max)",
+    "--runtime-max-tokens": "tokens per rank on which all ranks agree for a round (default the fullest rank's)",
+}
 WORDS = f"""{EPILOG_OF_LAYOUT}
   mode     one_sided, two_sided, or a baseline: allgather_reducescatter, all_to_all
   fabric   what carries the bytes: host (processes and shared memory, runs anywhere), nvlink (one GPU per rank),
            shared_gpu (several ranks per GPU under MPS; no baselines there)
-  tokens   tokens of each rank: 128 for all ranks, or 1,4,0,128 for one count per rank of the EP group
+  tokens   tokens of each rank: 128 for all ranks, or 1,4,0,128 for one count per rank of the EP group; at most
+           runtime max, on which all ranks agree for a round; that is at most max tokens, the workspace's capacity
   routing  how tokens choose experts: uniform, balanced, zipf:1.2, log_normal:1, hot_expert:0.5, hot_rank:0.5
   clock    eager: one operation after a barrier; graph: rounds back to back; kernel: device span. They never mix;
            graph and kernel need a GPU
@@ -52,7 +56,7 @@ def add(commands) -> None:
         "times\nthem, checks again, and keeps every rank's samples.",
         examples="""sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out out/host.parquet
 sweep --dp 8 --model deepseek-v3 --modes one_sided two_sided --fabric nvlink --clock graph --out out/h100.parquet
-sweep --dp 4 --hidden 1024 --experts 32 --top-k 4 --tokens 16 1,4,0,128 --out out/ragged.parquet
+sweep --dp 4 --hidden 1024 --experts 32 --top-k 4 --tokens 16 1,4,0,128 --max-tokens 512 --out out/ragged.parquet
 sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out out/host.parquet --resume""",
         words=WORDS,
     )
@@ -77,6 +81,8 @@ def _add_axes(parser) -> None:
     )
     axes.add_argument("--format", nargs="+", default=["bf16"], metavar="FORMAT", help=f"{FORMATS} (default bf16)")
     axes.add_argument("--clock", nargs="+", default=["eager"], metavar="CLOCK", help="see below (default eager)")
+    for name, meaning in CAPACITIES.items():
+        axes.add_argument(name, nargs="+", type=whole_in(1, MOST_COUNT), metavar="T", help=meaning)
     parser.add_argument("--fabric", default="host", metavar="FABRIC", help="host, shared_gpu or nvlink (default host)")
     parser.add_argument(
         "--seed", type=whole_in(0, MOST_SEED), default=0, metavar="N", help="of routing and payloads (default 0)"
@@ -113,11 +119,16 @@ def run(args: argparse.Namespace) -> None:
     from mnnvl_lab.sweep import run as run_sweep
 
     table = run_sweep(sweep, out=args.out, resume=args.resume, progress=not args.quiet)
-    columns = ["mode", "clock", "format", "routing", "tokens", "p50_us", "p90_us", "min_us", "n"]
     rounds = summary(table[table["phase"] == "round"])
-    apart = [name for name in ("token_counts", "ep_group", "repeat") if rounds[name].nunique() > 1]
-    print(rounds[[*columns[:5], *apart, *columns[5:]]].to_string(index=False, float_format="{:.1f}".format))
+    print(rounds[_columns(rounds)].to_string(index=False, float_format="{:.1f}".format))
     print(f"wrote {args.out}, every result checked; draw it: python -m mnnvl_lab plot {args.out} --out DIR")
+
+
+def _columns(rounds) -> list[str]:
+    """What tells the points apart, then their numbers; capacities only where they do not follow from the tokens."""
+    apart = [name for name in ("token_counts", "ep_group", "repeat") if rounds[name].nunique() > 1]
+    sizes = [name for name in ("runtime_max_tokens", "max_tokens") if (rounds[name] != rounds["tokens"]).any()]
+    return ["mode", "clock", "format", "routing", "tokens", *apart, *sizes, "p50_us", "p90_us", "min_us", "n"]
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
@@ -126,41 +137,36 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
     Raises:
         Refused: a word is unknown, or breaks a limit of the kernels in some point.
     """
-    from mnnvl_lab.measure import CLOCKS, Sampling, Sweep
-    from mnnvl_lab.model import require_format
-    from mnnvl_lab.routing import parse
-    from mnnvl_lab.transport.exchange import FABRICS, MODES
+    from mnnvl_lab.measure import Sampling, Sweep
 
     sampling = Sampling(
         warmup=args.warmup, min_samples=min(10, args.samples), max_samples=args.samples, budget_s=args.budget
     )
     return Sweep(
         **shape_of(args),
-        layouts=(layout_of(args),),
-        modes=tuple(choose(mode, MODES, "mode") for mode in args.modes),
-        tokens=tuple(args.tokens),
-        routings=tuple(map(parse, args.routing)),
-        formats=tuple(require_format(name).name for name in args.format),
-        clocks=tuple(choose(clock, CLOCKS, "clock") for clock in args.clock),
-        fabric=choose(args.fabric, FABRICS, "fabric"),
+        layouts=layout_of(args),
+        modes=args.modes,
+        tokens=args.tokens,
+        max_tokens=args.max_tokens,
+        runtime_max_tokens=args.runtime_max_tokens,
+        routings=args.routing,
+        formats=args.format,
+        clocks=args.clock,
+        fabric=args.fabric,
         seed=args.seed,
         sampling=sampling,
     )
 
 
 def require_runnable(sweep: Sweep, points: Sequence[Point]) -> None:
-    """Refuse, before any process starts, what the ranks would refuse later.
+    """Refuse, before any process starts, a sweep that this machine does not carry.
 
     Raises:
-        Refused: some point breaks a limit, or the machine does not carry the layout.
+        Refused: too few GPUs, too many processes, or more memory than there is.
     """
     from mnnvl_lab.ranks.gpus import count_visible_gpus
     from mnnvl_lab.ranks.placement import place
-    from mnnvl_lab.transport.checks import check_exchange
 
-    for point in points:
-        check_exchange(point.exchange, runtime_max_tokens=point.load.max_tokens)
-        _require_load(point)
     for layout in sweep.layouts:
         place(layout, fabric=sweep.fabric, visible_gpus=count_visible_gpus())
     if sweep.fabric == "host":
@@ -170,25 +176,12 @@ def require_runnable(sweep: Sweep, points: Sequence[Point]) -> None:
         raise Refused(f"{', '.join(baselines)} on fabric shared_gpu: NCCL takes one GPU per rank; leave them out")
 
 
-def _require_load(point: Point) -> None:
-    """Token counts for each rank of the EP group, and a routing that these experts allow."""
-    exchange, load = point.exchange, point.load
-    if exchange.experts > MOST_EXPERTS:
-        raise Refused(f"experts is {exchange.experts}: a router here has at most {MOST_EXPERTS}; use fewer experts")
-    load.tokens_R(exchange.ep_size)
-    shape = {"experts": exchange.experts, "top_k": exchange.top_k, "ep_size": exchange.ep_size}
-    load.routing.experts(seed=load.seed, rank=0, tokens=1, **shape)
-
-
 def _require_host(sweep: Sweep, points: Sequence[Point]) -> None:
-    """What the processes of this machine cannot do."""
+    """Processes and memory of this machine."""
     import psutil
 
     from mnnvl_lab.show import readable_bytes
 
-    for clock in sweep.clocks:
-        if clock != "eager":
-            raise Refused(f"clock {clock} on fabric host: it needs a CUDA device; use clock eager, or a GPU's fabric")
     ranks = max(layout.world_size for layout in sweep.layouts)
     if ranks > MOST_HOST_RANKS:
         raise Refused(f"{ranks} ranks on fabric host: each is a process, at most {MOST_HOST_RANKS}; use fewer ranks")
@@ -196,7 +189,7 @@ def _require_host(sweep: Sweep, points: Sequence[Point]) -> None:
     if needed > memory:
         raise Refused(
             f"{ranks} workspaces of {readable_bytes(_most_bytes(points))} on fabric host: this machine has "
-            f"{readable_bytes(memory)} of memory; use fewer tokens or fewer ranks"
+            f"{readable_bytes(memory)} of memory; use fewer tokens, a smaller --max-tokens or fewer ranks"
         )
 
 
