@@ -1,5 +1,6 @@
 """The recorded rounds of FlashInfer's kernels, reproduced by the `host` transports and by the oracle."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ FILES = sorted((Path(__file__).parents[1] / "data" / "conformance").glob("*.npz"
 RANKS = (2, 4, 8)
 
 
+@cache
 def recorded(ranks):
+    """Cases of so many ranks, with each rank's arrays; read once, and changed by no test."""
     return [(case, arrays) for case, arrays, _ in map(conformance.load, FILES) if len(case.tokens) == ranks]
 
 
@@ -65,9 +68,10 @@ def test_the_oracle_says_what_the_kernels_delivered(ranks):
     for case, per_rank in recorded(ranks):
         for index in range(conformance.ROUNDS):
             oracle = oracle_of(case, index)
+            rows = [oracle.rows(source) for source in range(ranks)]
             for target, arrays in enumerate(per_rank):
-                due = [oracle.rows(source, tokens) for source, tokens in oracle.received(target).items()]
-                assert arrays[f"round{index}/counts"].tolist() == [len(rows) for rows in due]
+                due = [rows[source][tokens] for source, tokens in oracle.received(target).items()]
+                assert arrays[f"round{index}/counts"].tolist() == [len(each) for each in due]
                 found = arrays[f"round{index}/rows"]
                 expected = bf16_bits(rounding.to_bf16(np.concatenate(due)))
                 assert sorted(map(bytes, found)) == sorted(map(bytes, expected))

@@ -30,7 +30,8 @@ def noise(seed: int, hidden: int) -> np.ndarray:
     A sum of four 16-bit numbers: integer arithmetic, so the same bits on every platform.
     """
     words = bits(WINDOWS + hidden, seed=seed, purpose=Purpose.NOISE)
-    lanes = words.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int32) - 2 * 65535
+    quarters = words.view(np.uint16).reshape(-1, 4).astype(np.int32).T
+    lanes = quarters[0] + quarters[1] + quarters[2] + quarters[3] - 2 * 65535  # `sum(axis=1)` takes ten times as long
     values = to_bf16(lanes.astype(np.float32) * np.float32(2.0**-15))
     return np.where(np.abs(values) < LEAST_MAGNITUDE, np.float32(LEAST_MAGNITUDE), values)
 
