@@ -526,7 +526,7 @@ class TestAppender:
         assert ready.wait(60)
         os.kill(sweep.pid, signal.SIGKILL)
         sweep.join()
-        (tmp_path / ".sweep.parquet.x.partial").write_bytes(b"half")
+        (tmp_path / f".sweep.parquet.{'0' * 32}.partial").write_bytes(b"half")
         with records.Appender(path, origin(), resume=True) as out:
             assert len(out.done) == 1
         assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.parquet"]

@@ -4,10 +4,12 @@ One row is one sample: one rank, one phase, one iteration of one point. Statisti
 stored in their place.
 """
 
+from mnnvl_lab.records.appender import Appender
 from mnnvl_lab.records.asides import load_aside, save_aside
 from mnnvl_lab.records.columns import COLUMNS, POINT_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Column, require_column
 from mnnvl_lab.records.compare import compare, is_different
-from mnnvl_lab.records.files import Appender, done_points, load, point_key, save
+from mnnvl_lab.records.digest import protection_of
+from mnnvl_lab.records.files import done_points, load, point_key, save
 from mnnvl_lab.records.provenance import describe, measured_rates, provenance
 from mnnvl_lab.records.statistics import slowest_rank, summary
 from mnnvl_lab.records.tables import join, new_table, provenance_of
@@ -29,6 +31,7 @@ __all__ = [
     "measured_rates",
     "new_table",
     "point_key",
+    "protection_of",
     "provenance",
     "provenance_of",
     "require_column",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError
+from mnnvl_lab.records import journal
 from mnnvl_lab.records.atomic import replacing
-from mnnvl_lab.records.columns import POINT_COLUMNS
-from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, parts_of, provenance_of, require_provenance
+from mnnvl_lab.records.columns import POINT_COLUMNS, SCHEMA
+from mnnvl_lab.records.digest import DIGEST, digest, verify
+from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, provenance_of, require_provenance
 
 KEY_COLUMNS = tuple(name for name in POINT_COLUMNS if name not in ("phase", "ep_group"))
 """What names a point of a sweep; its phases and EP groups are measured together."""
@@ -28,33 +28,96 @@ def save(table: pd.DataFrame, path: str | os.PathLike) -> Path:
     Raises:
         RecordError: the table has no provenance or unknown columns.
     """
-    ready = new_table(table, provenance_of(table))
+    content = to_bytes(table)
     with replacing(path) as file:
-        ready.to_parquet(file, engine="pyarrow", index=False, write_page_checksum=True)
+        file.write(content)
     return Path(path)
 
 
 def load(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a record file.
+    """Read a record file, also one that a sweep is writing or has left unfinished.
 
     Raises:
-        RecordError: no such file; truncated or damaged; not a record; of a newer schema; without provenance.
+        RecordError: no such file; truncated or damaged; not a record; of a newer schema; without provenance or rows.
+    """
+    content = read(path)
+    with naming(path, content):
+        tables = tables_in(content)
+        if not tables:
+            raise RecordError("holds no point yet; let its sweep go on, with --resume")
+        return join(tables, by=("clock",)) if len(tables) > 1 else tables[0]
+
+
+def read(path: str | os.PathLike) -> bytes:
+    """All bytes of a file, at once: a sweep may replace it between two looks at its path.
+
+    Raises:
+        RecordError: no such file, or it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
         raise RecordError(f"{path}: no such file; a sweep writes one with --out")
     try:
-        content = BytesIO(path.read_bytes())  # once: a sweep may replace the file between two looks at its path
-        _require_origin(content)
-        table = pd.read_parquet(content, engine="pyarrow", page_checksum_verification=True)
-        provenance = require_provenance(table.attrs.get(ATTRIBUTE))
-        table = conform(table)
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); name another file") from None
+
+
+def tables_in(content: bytes) -> list[pd.DataFrame]:
+    """The tables of a file's bytes: one of a Parquet file, one per point of a journal.
+
+    Raises:
+        RecordError: not sound; other errors come from the Parquet reader, which a damaged file can make fail anyhow.
+    """
+    if journal.MAGIC.startswith(content[: len(journal.MAGIC)]):
+        return [from_bytes(segment) for segment in journal.segments(content)[0]]
+    return [from_bytes(content)]
+
+
+def to_bytes(table: pd.DataFrame) -> bytes:
+    """A table as a Parquet file with its provenance and a digest of both.
+
+    Raises:
+        RecordError: the table has no provenance or unknown columns.
+    """
+    ready = new_table(table, provenance_of(table))
+    provenance = provenance_of(ready) | {"schema": SCHEMA}
+    ready.attrs = {ATTRIBUTE: provenance, DIGEST: digest(ready, provenance)}
+    content = BytesIO()
+    ready.to_parquet(content, engine="pyarrow", index=False, write_page_checksum=True)
+    return content.getvalue()
+
+
+def from_bytes(content: bytes) -> pd.DataFrame:
+    """The table of a Parquet file.
+
+    Raises:
+        RecordError: of a newer schema, without provenance, or other than its digest says. Anything: damaged.
+    """
+    _require_origin(BytesIO(content))
+    table = pd.read_parquet(BytesIO(content), engine="pyarrow", page_checksum_verification=True)
+    provenance, stored = require_provenance(table.attrs.get(ATTRIBUTE)), table.attrs.get(DIGEST)
+    table = conform(table)
+    verify(table, provenance, stored)
+    table.attrs = {ATTRIBUTE: provenance} | ({DIGEST: stored} if stored else {})
+    return table
+
+
+@contextmanager
+def naming(path: str | os.PathLike, content: bytes) -> Iterator[None]:
+    """Errors of reading `content` as those of the file that it came from.
+
+    Raises:
+        RecordError: for any error: the reader of a damaged file may raise whatever it likes.
+    """
+    try:
+        yield
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: {_damage(path)} ({str(error).splitlines()[0]}); measure again") from None
-    table.attrs = {ATTRIBUTE: provenance}
-    return table
+    except Exception as error:
+        kind = "truncated or damaged" if content[:4] == b"PAR1" else "not a record file"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecordError(f"{path}: {kind} ({reason}); measure again") from None
 
 
 def point_key(point: Mapping[str, object]) -> tuple:
@@ -64,82 +127,15 @@ def point_key(point: Mapping[str, object]) -> tuple:
 
 def done_points(path: str | os.PathLike) -> set[tuple]:
     """Keys of the points that a file holds, complete, since a point is added whole; empty without a file."""
-    return _keys(load(path)) if Path(path).exists() else set()
+    if not Path(path).exists():
+        return set()
+    content = read(path)
+    with naming(path, content):
+        return {key for table in tables_in(content) for key in keys_of(table)}
 
 
-class Appender:
-    """A record file that grows by whole points, held by one sweep at a time.
-
-    After each point the file is rewritten atomically, so a killed sweep loses at most the point in progress.
-
-    Args:
-        path: the file.
-        provenance: of this run.
-        resume: go on with a file that exists, made on the same fabric, device and clock.
-
-    Raises:
-        RecordError: another sweep holds the file; it exists and `resume` is False; or it is not a sound record.
-    """
-
-    def __init__(self, path: str | os.PathLike, provenance: Mapping[str, object], *, resume: bool = False):
-        self.path = Path(path)
-        self._provenance = require_provenance(provenance)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
-        try:
-            self.table = self._existing(resume)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def done(self) -> set[tuple]:
-        """Keys of the points already in the file."""
-        return set() if self.table is None else _keys(self.table)
-
-    def add(self, rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> None:
-        """Add all samples of one point, or of several.
-
-        Raises:
-            RecordError: see `new_table` and `join`.
-        """
-        fresh = new_table(rows, self._provenance)
-        grown = fresh if self.table is None else join([self.table, fresh], by=("clock",))
-        save(grown, self.path)
-        self.table = grown
-
-    def close(self) -> None:
-        """Let the next sweep have the file. Idempotent."""
-        if self._lock is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(_lock_path(self.path))
-            os.close(self._lock)
-            self._lock = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
-
-    def _existing(self, resume: bool) -> pd.DataFrame | None:
-        for partial in self.path.parent.glob(f".{glob.escape(self.path.name)}.{'[0-9a-f]' * 32}.partial"):
-            partial.unlink(missing_ok=True)
-        if not self.path.exists():
-            return None
-        if not resume:
-            raise RecordError(f"{self.path}: exists already; resume it (--resume), or name another file")
-        return self._require_device(load(self.path))
-
-    def _require_device(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Found out before anything is measured; `join` judges the rest."""
-        there, here = (parts_of(p)[0].get("device") for p in (provenance_of(table), self._provenance))
-        if there != here:
-            raise RecordError(f"{self.path}: measured on {there}, not on {here}: device differs; name another file")
-        return table
-
-
-def _keys(table: pd.DataFrame) -> set[tuple]:
+def keys_of(table: pd.DataFrame) -> set[tuple]:
+    """Keys of a table's points."""
     return set(table[list(KEY_COLUMNS)].drop_duplicates().itertuples(index=False, name=None))
 
 
@@ -148,29 +144,5 @@ def _require_origin(content: BytesIO) -> None:
     from pyarrow import parquet
 
     stored = (parquet.read_schema(content).metadata or {}).get(b"PANDAS_ATTRS", b"{}")
-    require_provenance(json.loads(stored).get(ATTRIBUTE))
-
-
-def _damage(path: Path) -> str:
-    with path.open("rb") as file:
-        return "truncated or damaged" if file.read(4) == b"PAR1" else "not a record file"
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def _lock(path: Path) -> int:
-    """Hold `path` for this process. The kernel lets go when the process ends, however it ends."""
-    name = _lock_path(path)
-    while True:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise RecordError(f"{path}: another sweep is writing it; wait for it, or name another file") from None
-        with suppress(FileNotFoundError):
-            if os.fstat(handle).st_ino == os.stat(name).st_ino:
-                return handle
-        os.close(handle)
+    attrs = json.loads(stored)
+    require_provenance(attrs.get(ATTRIBUTE) if isinstance(attrs, Mapping) else None)

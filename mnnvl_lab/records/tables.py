@@ -110,6 +110,19 @@ def join(tables: Sequence[pd.DataFrame], *, by: Sequence[str] = ()) -> pd.DataFr
     """
     if not tables:
         raise RecordError("no tables: join needs at least one")
+    require_one_origin(tables, by=by)
+    labelled = [_with_device(table) for table in tables] if "device" in by else list(tables)
+    joined = conform(pd.concat([pd.DataFrame(t).rename_axis(None) for t in labelled], ignore_index=True))
+    joined.attrs = {ATTRIBUTE: _merge([part for table in tables for part in parts_of(provenance_of(table))])}
+    return joined
+
+
+def require_one_origin(tables: Sequence[pd.DataFrame], *, by: Sequence[str] = ()) -> None:
+    """Refuse tables of another fabric, device or clock, unless `by` names that field.
+
+    Raises:
+        RecordError: names the field and its values.
+    """
     for field in ONE_ORIGIN:
         values = [_values(table, field) for table in tables]
         if field not in by and any(value != values[0] for value in values):
@@ -117,10 +130,6 @@ def join(tables: Sequence[pd.DataFrame], *, by: Sequence[str] = ()) -> pd.DataFr
             raise RecordError(
                 f"{field} differs ({shown}): such times do not compare; pass by=({field!r},) to join them"
             )
-    labelled = [_with_device(table) for table in tables] if "device" in by else list(tables)
-    joined = conform(pd.concat([pd.DataFrame(t).rename_axis(None) for t in labelled], ignore_index=True))
-    joined.attrs = {ATTRIBUTE: _merge([part for table in tables for part in parts_of(provenance_of(table))])}
-    return joined
 
 
 def parts_of(provenance: Mapping[str, object]) -> list[dict[str, object]]:
@@ -130,7 +139,9 @@ def parts_of(provenance: Mapping[str, object]) -> list[dict[str, object]]:
 
 
 def _merge(parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """What all runs have in common once, and the rest under `joined`, an entry a run."""
+    """What all runs have in common once, and the rest under `joined`, an entry a run; the newest schema is of all."""
+    schema = {"schema": max(part["schema"] for part in parts)} if all("schema" in part for part in parts) else {}
+    parts = [dict(part) | schema for part in parts]
     distinct = [part for i, part in enumerate(parts) if part not in parts[:i]]
     first = distinct[0]
     common = {f: v for f, v in first.items() if all(f in part and part[f] == v for part in distinct)}
