@@ -18,6 +18,8 @@ from mnnvl_lab.errors import HelperDied, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.processes.ownership import marked_processes
 from mnnvl_lab.ranks import Ranks, resources
+from mnnvl_lab.ranks.cluster import Cluster
+from mnnvl_lab.ranks.controller import Controller
 from tests import ranks_helpers as on
 
 PAIR = Layout(dp=2)
@@ -111,6 +113,40 @@ def test_a_rank_whose_fork_server_died_before_it_is_still_named(pair):
     with pytest.raises(RuntimeError, match=r"rank 1 .*the fork server, its parent, died before"):
         pair.run(on.pid)
     assert pair.run(on.pid)[0] == pids[0]
+
+
+def fail_once(monkeypatch, cls, name):
+    """Let the first call of a method raise as if the controller had died in it."""
+    method, failed = getattr(cls, name), []
+
+    def once(*args, **kwargs):
+        if failed:
+            return method(*args, **kwargs)
+        failed.append(True)
+        raise HelperDied(helper="controller", cause="as a test wanted")
+
+    monkeypatch.setattr(cls, name, once)
+
+
+@pytest.mark.parametrize("name", ["_start_controller", "_await_registration"])
+def test_a_start_that_fails_does_not_touch_the_ranks_that_live(pair, monkeypatch, name):
+    pids = pair.run(on.pid)
+    pair.kill(1)
+    fail_once(monkeypatch, Cluster, name)
+    with pytest.raises(HelperDied, match="as a test wanted"):
+        pair.run(on.pid)
+    assert pair.run(on.pid)[0] == pids[0]
+    assert len(pair._cluster._engines.processes()) == 3  # with the fork server: what was begun is gone
+
+
+def test_a_controller_that_cannot_take_over_is_followed_by_one_that_begins_anew(pair, monkeypatch):
+    pids = pair.run(on.pid)
+    kill(helper(pair, "controller"))
+    fail_once(monkeypatch, Controller, "_connect")
+    with pytest.raises(HelperDied, match="as a test wanted"), pytest.warns(RuntimeWarning):
+        pair.run(on.pid)
+    with pytest.warns(RuntimeWarning):
+        assert len(set(pair.run(on.pid)) - set(pids)) == 2  # nothing could reach the former ranks any more
 
 
 @pytest.mark.timeout(180)
@@ -208,6 +244,19 @@ Ranks(Layout(dp=2))
 def test_a_notebook_killed_between_a_start_and_its_registration_leaves_nothing(tmp_path, moment):
     assert run_script(DYING.format(DIE_IN[moment]), tmp_path) == ""
     wait_until_nothing_is_left(tmp_path)
+
+
+def test_a_notebook_killed_together_with_its_reaper_leaves_no_process(tmp_path):
+    script = (
+        "import os\nfrom mnnvl_lab.layout import Layout\nfrom mnnvl_lab.ranks import Ranks, cluster\n"
+        "cluster.memory_dir = cluster.temporary_dir\nranks = Ranks(Layout(dp=2))\n"
+        "for pid in (ranks._cluster._warden.pid, os.getpid()): os.kill(pid, 9)"
+    )
+    run_script(script, tmp_path)
+    deadline = time.monotonic() + 8
+    while ours(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ours(tmp_path) == []
 
 
 def run_script(script, tmp_path) -> str:

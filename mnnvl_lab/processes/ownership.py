@@ -22,6 +22,7 @@ LIMIT_S = 10.0  # for killed processes to be gone
 SCAN_AGAIN_S = 0.1  # longer than a process takes from fork to exec, when its environment is still its parent's
 NAME = re.compile(r"mnnvl_lab-(mps-)?[0-9a-f]{12}")
 ZOMBIE_POLL_S = 0.05  # psutil.wait_procs waits for zombies until its limit
+RUN_VARIABLE = "MNNVL_LAB_RUN"  # in the environment of every process that a run starts, and of no other
 OWNER_FILE = ".mnnvl_lab-owner"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mnnvl_lab.errors import RankDied, RankTimeout, Refused
-from mnnvl_lab.processes.ownership import OwnedDirectory, alive, end, end_marked
+from mnnvl_lab.processes.ownership import RUN_VARIABLE, OwnedDirectory, alive, end, marked_processes
 from mnnvl_lab.ranks.controller import Controller
 from mnnvl_lab.ranks.ends import End, after_error
 from mnnvl_lab.ranks.engine import Failure, Identity
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 POLL_S = 0.02
 ASK_AGAIN_S = 0.2
 END_S = 3.0  # for a launcher to notice the end of a process
-RUN_VARIABLE = "MNNVL_LAB_RUN"  # in the environment of every process that a run starts, and of no other
 
 
 class Cluster:
@@ -75,13 +74,15 @@ class Cluster:
                 the fork server died meanwhile. Refused: too few files may be open for so many.
         """
         self._require_owner()
-        require_open_files(len(self._known) + count)
+        require_open_files(len(self._engines.processes()) + count)
         deadline = time.monotonic() + self._start_timeout_s
+        self._engines.open(env | self._marks)
+        self._start_controller(deadline)
         try:
             return self._start(count, env | self._marks, deadline)
         except BaseException:
             end(self._engines.newest())
-            self._known |= set(self._controller.client.ids if self._controller.client else ())
+            self._known |= set(self._controller.client.ids)
             raise
 
     def recover(self) -> bool:
@@ -179,8 +180,8 @@ class Cluster:
         end([*self._engines.processes(), *self._controller.processes])
         with suppress(Exception):  # a launcher that cannot reach other machines must not keep this one from going on
             self._engines.close()
-        for mark in self._marks.items():
-            end_marked(*mark)
+        for mark in self._marks.items():  # also what lost its parent, such as the heartbeat of a dead controller
+            end(marked_processes(*mark))
         self._controller.close()
         for directory in self._directories:
             directory.remove()
@@ -201,8 +202,6 @@ class Cluster:
         return Launched(self._controller.cluster, self._controller.do, launcher.engine_args)
 
     def _start(self, count: int, env: dict[str, str], deadline: float) -> list[Process]:
-        self._engines.open(env)
-        self._start_controller(deadline)
         self._engines.start(count, env=env, deadline=deadline)
         self._warden.watch(self._engines.processes())
         identities = self._await_registration(count, deadline)
@@ -211,6 +210,7 @@ class Cluster:
 
     def _start_controller(self, deadline: float) -> None:
         self._controller.start(deadline)
+        self._known &= set(self._controller.client.ids)  # one that began anew numbers engines from 0 again
         self._warden.watch(self._controller.processes)
 
     def _await_registration(self, count: int, deadline: float) -> dict[int, Identity]:

@@ -102,11 +102,12 @@ class Controller:
         """
         if self.client is not None and self.end() is None:
             return
-        self._leave_former()
+        lost = self._leave_former()
         self.do(self.cluster.start_controller(environment=self._marks))
         try:
             self._connect(deadline)
             self._note_children()
+            self.client.outstanding |= lost  # else it prints that it does not know them, should they come after all
         except BaseException:
             end(self.processes)
             self._usable = False
@@ -127,14 +128,20 @@ class Controller:
                 self.client.close(linger=0)
             self.client = None
 
-    def _leave_former(self) -> None:
-        """End what is left of a controller that died: its heartbeat process would hold the ports."""
+    def _leave_former(self) -> set[str]:
+        """End what is left of a controller that died: its heartbeat process would hold the ports.
+
+        Returns:
+            Messages that were not answered.
+        """
+        lost = set(self.client.outstanding if self.client else ())
         self.disconnect()
         end(self.processes)
         if self.cluster.controller is not None:
             self.cluster.controller, self._children = None, []
             (_mend_state if self._usable else _forget_state)(self._run_dir)
             self._usable = True
+        return lost
 
     def _connect(self, deadline: float) -> None:
         from ipyparallel import Client

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
@@ -31,11 +31,13 @@ class Launched:
 
     def __init__(self, cluster: Any, do: Callable, engine_args: list[str]):
         self._cluster, self._do, self._args = cluster, do, engine_args
+        self._settled = 0  # sets that are not new
 
     def open(self, env: dict[str, str]) -> None:
         """Nothing can begin before the controller listens."""
 
     def start(self, count: int, *, env: dict[str, str], deadline: float) -> None:
+        self._settled = len(self._cluster.engines)
         self._do(
             self._cluster.start_engines(count, engine_args=self._args, environment=dict(env)),
             timeout_s=max(1.0, deadline - time.monotonic()),
@@ -43,12 +45,11 @@ class Launched:
 
     def processes(self) -> list[psutil.Process]:
         """Launchers' processes on this machine."""
-        processes = (getattr(engine_set, "process", None) for engine_set in self._cluster.engines.values())
-        return [process for process in processes if process is not None]
+        return _processes(self._cluster.engines.values())
 
     def newest(self) -> list[psutil.Process]:
-        """The launcher's processes on this machine for the last `start`, as far as they run."""
-        return self.processes()[-1:]
+        """Those of the last `start`."""
+        return _processes(list(self._cluster.engines.values())[self._settled :])
 
     def first_end(self) -> End | None:
         """How the newest set, or an engine of it, ended."""
@@ -62,6 +63,11 @@ class Launched:
 
     def close(self) -> None:
         self._do(self._cluster.stop_engines(), timeout_s=15)
+
+
+def _processes(engine_sets: Iterable[Any]) -> list[psutil.Process]:
+    processes = (getattr(engine_set, "process", None) for engine_set in engine_sets)
+    return [process for process in processes if process is not None]
 
 
 def _end_in(engine_set: Any, pid: int) -> End | None:

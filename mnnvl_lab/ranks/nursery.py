@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from mnnvl_lab.errors import HelperDied
-from mnnvl_lab.processes.ownership import alive, process_of, started
+from mnnvl_lab.processes.ownership import RUN_VARIABLE, alive, end_marked, process_of, started
 from mnnvl_lab.ranks.ends import End, exit_words, tail
 
 HELPER = "fork server"
@@ -79,8 +79,17 @@ class Nursery:
         Raises:
             HelperDied: the fork server died, or did not fork in time.
         """
-        self.open(env)
+        try:
+            self._order(count, env, deadline)
+        except HelperDied:
+            if self._newest or time.monotonic() > deadline:
+                raise
+            self._order(count, env, deadline)  # it was about to die when it got the order
+
+    def _order(self, count: int, env: Mapping[str, str], deadline: float) -> None:
         self._newest = []
+        self.open(env)
+        self._newest.clear()  # of what a former fork server still told
         order = {"count": count, "args": self._args, "env": dict(env), "log_dir": str(self._log_dir)}
         with suppress(BrokenPipeError):  # its end is noticed below
             print(json.dumps(order), file=self._process.stdin, flush=True)
@@ -168,7 +177,8 @@ def main() -> None:
             _report_ends()
         if 0 in ready:
             news = os.read(0, 65536)
-            if not news:
+            if not news:  # the notebook's process ended; the reaper does the same, unless it died too
+                end_marked(RUN_VARIABLE, os.environ[RUN_VARIABLE])
                 return
             *lines, orders = (orders + news).split(b"\n")
             for order in map(json.loads, lines):
