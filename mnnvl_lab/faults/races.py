@@ -13,6 +13,7 @@ from mnnvl_lab.routing import Load, Uniform, Zipf
 from mnnvl_lab.transport.exchange import Exchange
 
 MAX_TOKENS = 16
+AHEAD = 3  # batches that are admitted together
 
 
 def challenge(rank, name: str, *, rounds: int = 4, sound: bool = False) -> list[str]:
@@ -80,18 +81,34 @@ def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
         WrongResult: one was not.
     """
     from mnnvl_lab.faults.dawdling import DAWDLING
-    from mnnvl_lab.measure.check import checked_round
-    from mnnvl_lab.measure.work import Work
 
     chance = np.random.default_rng(seed)  # the same on all ranks
     exchange = Exchange(
         mode=mode, layout=rank.layout, max_tokens=MAX_TOKENS, hidden=64, experts=8 * rank.layout.ep_size, top_k=4
     )
     with DAWDLING[mode](rank, exchange, seed) as transport:
-        for index in range(rounds):
-            tokens = tuple(chance.integers(0, MAX_TOKENS + 1, rank.layout.ep_size).tolist())
-            routing = (Uniform(), Zipf(exponent=1.5))[index % 2]
-            work = Work.of(rank, Point(exchange=exchange, load=Load(routing=routing, tokens=tokens, seed=seed + index)))
-            transport.dawdle()
-            checked_round(transport, work, work.batch())
+        for index in range(0, rounds, AHEAD):
+            works = [_random_work(rank, exchange, chance, seed + i) for i in range(index, min(index + AHEAD, rounds))]
+            _admitted_rounds(transport, works)
     return rounds
+
+
+def _random_work(rank, exchange: Exchange, chance: np.random.Generator, seed: int):
+    from mnnvl_lab.measure.work import Work
+
+    tokens = tuple(chance.integers(0, MAX_TOKENS + 1, rank.layout.ep_size).tolist())
+    routing = (Uniform(), Zipf(exponent=1.5))[seed % 2]
+    return Work.of(rank, Point(exchange=exchange, load=Load(routing=routing, tokens=tokens, seed=seed)))
+
+
+def _admitted_rounds(transport, works) -> None:
+    """Rounds of batches that were all admitted before the first: their sizes change without another admission."""
+    from mnnvl_lab.measure.check import check_combined, check_received
+    from mnnvl_lab.measure.work import stand_in
+
+    admitted = [transport.admit(work.batch()) for work in works]
+    for work, batch in zip(works, admitted, strict=True):
+        transport.dawdle()
+        received = transport.dispatch(batch)
+        partials = stand_in(transport, work, received, check_received(work, received))
+        check_combined(work, transport.combine(partials))
