@@ -30,7 +30,7 @@ def run(
     Args:
         sweep: the points.
         ranks: warm ranks to use and to leave warm; without them, ranks are started and stopped here.
-        out: record file that is rewritten, whole, after each point: a sweep that is killed loses at most one point.
+        out: record file to which each point is appended: a sweep that is killed loses at most one point.
         resume: go on with `out` where an earlier run of the sweep ended.
         progress: show a progress bar.
 

@@ -109,6 +109,47 @@ class TestDamage:
             records.save(table().head(0), tmp_path / "empty.parquet")
 
 
+class TestAsides:
+    """Tables of other columns, such as a memory ledger: the same care."""
+
+    def made(self):
+        aside = pd.DataFrame(
+            {"step": ["open", None], "bytes": [1, 2], "share": [0.5, float("nan")], "limit": [None, 3]}
+        )
+        aside.attrs = {"mnnvl_lab": origin()}
+        return aside
+
+    def test_they_come_back_and_are_protected(self, tmp_path):
+        loaded = records.load_aside(
+            records.save_aside(self.made(), tmp_path / "x.parquet", kind="memory"), kind="memory"
+        )
+        assert loaded["bytes"].tolist() == [1, 2]
+        assert "digest verified" in records.protection_of(loaded)
+        again = records.save_aside(loaded, tmp_path / "y.parquet", kind="memory")
+        assert_frame_equal(records.load_aside(again, kind="memory"), loaded)
+
+    def test_damaged_ones_are_refused_by_name(self, tmp_path):
+        path = records.save_aside(self.made(), tmp_path / "x.parquet", kind="memory")
+        sound, content = records.load_aside(path, kind="memory"), path.read_bytes()
+        refused = 0
+        for changed in mutations(content, 150, seed=3):
+            path.write_bytes(changed)
+            try:
+                found = records.load_aside(path, kind="memory")
+            except RecordError as error:
+                refused += str(path) in str(error)
+            else:
+                assert_frame_equal(found, sound)
+                assert records.provenance_of(found) == records.provenance_of(sound)
+        assert refused > 75
+
+    def test_every_recorded_one_still_loads(self):
+        for path in DATA.glob("*.parquet"):
+            kind = path.stem.rsplit("_", 1)[1]
+            if kind in ("memory", "growth", "links", "knobs"):
+                assert "no digest" in records.protection_of(records.load_aside(path, kind=kind))
+
+
 class TestAppending:
     @pytest.mark.timeout(300)
     def test_a_late_point_costs_as_many_bytes_as_the_first(self, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.records.atomic import replacing
+from mnnvl_lab.records.columns import SCHEMA
+from mnnvl_lab.records.digest import DIGEST, digest, verify
+from mnnvl_lab.records.files import naming, read
 from mnnvl_lab.records.tables import ATTRIBUTE, provenance_of, require_provenance
 
 KIND = "mnnvl_lab_kind"
@@ -24,10 +27,11 @@ def save_aside(table: pd.DataFrame, path: str | os.PathLike, *, kind: str) -> Pa
     Raises:
         RecordError: the table does not say where it comes from.
     """
-    ready = table.copy()
-    ready.attrs = {ATTRIBUTE: require_provenance(provenance_of(table)), KIND: kind}
+    provenance = require_provenance(provenance_of(table)) | {"schema": SCHEMA}
+    ready = _as_read(table)
+    ready.attrs = {ATTRIBUTE: provenance, KIND: kind, DIGEST: digest(ready, provenance)}
     with replacing(path) as file:
-        ready.to_parquet(file, engine="pyarrow", index=False)
+        ready.to_parquet(file, engine="pyarrow", index=False, write_page_checksum=True)
     return Path(path)
 
 
@@ -35,23 +39,24 @@ def load_aside(path: str | os.PathLike, *, kind: str) -> pd.DataFrame:
     """Read what `save_aside` wrote.
 
     Raises:
-        RecordError: no such file, another kind, or without provenance.
+        RecordError: no such file, damaged, another kind, or without provenance.
     """
-    try:
-        table = pd.read_parquet(path, engine="pyarrow")
-    except (OSError, ValueError) as error:
-        raise RecordError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); record it with tools.record"
-        ) from None
-    found = table.attrs.get(KIND)
-    if found != kind:
-        raise RecordError(f"{path}: holds {found or 'something else'}, not {kind}; name another file")
-    table.attrs = _checked(path, table.attrs)
+    content = read(path)
+    with naming(path, content):
+        table = pd.read_parquet(BytesIO(content), engine="pyarrow", page_checksum_verification=True)
+        found, stored = table.attrs.get(KIND), table.attrs.get(DIGEST)
+        if found != kind:
+            raise RecordError(f"holds {found or 'something else'}, not {kind}; name another file")
+        provenance = require_provenance(table.attrs.get(ATTRIBUTE))
+        verify(table, provenance, stored)
+    table.attrs = {ATTRIBUTE: provenance} | ({DIGEST: stored} if stored else {})
     return table
 
 
-def _checked(path: str | os.PathLike, attrs: Mapping[str, object]) -> dict[str, object]:
-    try:
-        return {ATTRIBUTE: require_provenance(attrs.get(ATTRIBUTE))}
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from None
+def _as_read(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the types that it has when it is read back, such as numbers for a column with gaps."""
+    bare = table.copy()
+    bare.attrs = {}
+    content = BytesIO()
+    bare.to_parquet(content, engine="pyarrow", index=False)
+    return pd.read_parquet(content, engine="pyarrow")
