@@ -84,6 +84,7 @@ def test_all_that_ranks_leave_on_disk_is_the_owner_s(host_ranks):
     pipes, keys = list(cluster.run_dir.glob("ask-*")), list(cluster.run_dir.rglob("ipcontroller-*.json"))
     assert pipes
     assert keys
+    keys += [cluster.run_dir / "ipcontroller_config.py"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in (*pipes, *keys)} == {0o600}
 
 
