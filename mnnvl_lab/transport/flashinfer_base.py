@@ -51,6 +51,10 @@ class FlashInferTransport(Transport):
         """
 
     @abstractmethod
+    def landed_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """First row and number of rows of each source `[R]`, of the dispatch in flight, on the device; no wait."""
+
+    @abstractmethod
     def _received(self) -> Received:
         """Wait for the dispatch in flight and read on the host how much came."""
 

@@ -147,6 +147,18 @@ class FlashInferOneSided(FlashInferTransport):
         *payloads, experts, weights = (view.flatten(0, 1) for view in self._views)
         return tuple(payloads), experts, weights
 
+    def landed_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A source that the mask leaves out has an old round's count in the workspace: it counts as none."""
+        import torch
+
+        counters, active = self.workspace.regions[3], self._round.active_ranks
+        counts_R = self._memory.own_row[counters.offset_bytes : counters.end_bytes].view(torch.int32).clone()
+        for source in range(self.ep_size):
+            if active is not None and source not in active:
+                counts_R[source : source + 1] = 0
+        M = self._round.runtime_max_tokens
+        return torch.arange(0, self.ep_size * M, M, device=counts_R.device), counts_R
+
     def _received(self) -> Received:
         M = self._round.runtime_max_tokens
         payloads, experts, weights = self.landed()

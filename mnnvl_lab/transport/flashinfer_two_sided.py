@@ -178,6 +178,12 @@ class FlashInferTwoSided(FlashInferTransport):
     def landed(self) -> Landed:
         return self._payloads, self._routes.experts, self._routes.weights
 
+    def landed_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        ends_R = self._routes.recv_ends_R
+        starts_R = ends_R.roll(1)
+        starts_R[:1] = 0
+        return starts_R, ends_R - starts_R
+
     def _received(self) -> Received:
         ends = self._routes.recv_ends_R.tolist()
         starts = [0, *ends[:-1]]
