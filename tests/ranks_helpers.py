@@ -203,3 +203,15 @@ def multiply_on_device(rank):
     """A product that shows that the rank's device computes, and what MPS lets it have."""
     ones = torch.ones(64, 64, device=rank.device)
     return str(rank.device), float((ones @ ones)[0, 0]), os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+
+
+def meet_in_turn(rank, groups):
+    """What the members of each group gather, in turn; others go on to the next."""
+    from mnnvl_lab.ranks.group import Group
+
+    said = []
+    for ranks in groups:
+        if rank.index in ranks:
+            group = Group(name=f"some {ranks}", ranks=ranks, member=rank.index, fabric="host")
+            said.append(tuple(group.allgather(rank.index)))
+    return said

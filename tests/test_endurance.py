@@ -11,6 +11,7 @@ from mnnvl_lab.faults.endurance_check import wrong_rounds
 from mnnvl_lab.faults.endurance_load import KINDS, BlockTensors, Staged, Tables, routing
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.transport.exchange import Exchange
+from tests import ranks_helpers
 
 CPU = torch.device("cpu")
 SIZE, LIMIT = 2, 12
@@ -36,6 +37,14 @@ def test_host_rounds_are_right(host_ranks, name):
     assert sum(result.tokens for result in results) > 64
     if "masks" not in name:
         assert {result.rounds for result in results} == {64}
+
+
+def test_ranks_with_different_pasts_meet_in_a_group(host_ranks):
+    """Rank 0 has seen no group but the world when it meets ranks 2 and 3, which have seen one and two."""
+    host_ranks.use(Layout(dp=4))
+    groups = [(1, 2), (2, 3), (0, 2, 3), (0, 1)]
+    said = host_ranks.run(ranks_helpers.meet_in_turn, groups, timeout_s=30)
+    assert said == [[group for group in groups if rank in group] for rank in range(4)]
 
 
 def test_masks_leave_ranks_out():

@@ -17,6 +17,7 @@ from mnnvl_lab.faults.hazards import HAZARDS
 from mnnvl_lab.transport.broken import VARIANTS
 from tools import soak
 from tools.arguments import SHARE, run_tool, tool_parser
+from tools.endurance import is_wrong
 from tools.pages import DOCS, markdown
 
 PAGE = DOCS / "reliability.md"
@@ -25,6 +26,7 @@ MEANING = {
     "hangs": "a rank stays away: named with whom it keeps waiting, next call right",
     "fuzz": "random rounds, most with a spoiled one between: right to the last bit, or refused by all alike",
     "delays": "random pauses wherever order matters, on 1 to 16 ranks of two cores: no wrong row",
+    "endurance": "fresh routing, token counts, delays and masks, every round compared on the device",
     "variants": "protocols with a step missing: caught, and the sound ones pass",
 }
 SECONDS = {
@@ -71,7 +73,7 @@ def table_of(campaign: str, rows: list[dict]) -> dict[str, object]:
     seconds = frame["seconds"] if campaign in SECONDS else None
     return {
         "faults": len(frame),
-        "survived": len(frame),
+        "survived": len(frame) - sum(map(is_wrong, rows)),
         "rounds": _rounds(frame) if "rounds" in frame else "",
         "median, s": "" if seconds is None else f"{seconds.median():.2f}",
         "worst, s": "" if seconds is None else f"{seconds.max():.2f}",

@@ -3,12 +3,14 @@
     python -m tools.soak                         all campaigns, on this machine's processor
     python -m tools.soak kills fuzz --share 0.1  a tenth of two of them
     python -m tools.soak kills hangs fuzz --fabric nvlink --ranks 2 --share 0.2
+    python -m tools.soak endurance --fabric nvlink --ranks 2 --rounds 1000000
 
 A campaign stops at the first fault that is not survived, and says how to repeat it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
@@ -33,6 +35,7 @@ from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.transport.broken import VARIANTS
 from tests.test_fuzz import require_due
 from tests.test_fuzz import trials as random_trials
+from tools import endurance as endured
 from tools.arguments import SHARE, add_fabric, file_path, run_tool, tool_parser
 
 OUT = checkout.DATA / "reliability"
@@ -45,6 +48,7 @@ RIGHT_ROUNDS_A_TRIAL = 1.6  # on average: two, but none where what is refused is
 DELAYED_SIZES = range(1, 17)
 SOME_TIME = "any moment"
 SOME_TIME_S = 0.5
+MOST_ROUNDS = 10**9
 Row = dict[str, object]
 
 
@@ -154,8 +158,16 @@ def variants(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
             yield {"fault": variant.title, "mode": variant.transport.mode}
 
 
+def endurance(
+    fabric: str, size: int, share: float, seed: int, rounds: int | None = None, seconds: float = 3600.0
+) -> Iterator[Row]:
+    """Very many rounds of every mode, each compared on the device. A wrong one does not end the campaign."""
+    due = rounds or _at_least_one(share * endured.ROUNDS[fabric])
+    yield from endured.endure(fabric, size, rounds=due, seed=seed, seconds=seconds)
+
+
 CAMPAIGNS: dict[str, Callable[..., Iterator[Row]]] = {
-    campaign.__name__: campaign for campaign in (kills, hangs, fuzz, delays, variants)
+    campaign.__name__: campaign for campaign in (kills, hangs, fuzz, delays, variants, endurance)
 }
 
 
@@ -163,10 +175,10 @@ def _at_least_one(count: float) -> int:
     return max(1, round(count))
 
 
-def keep(out: Path, name: str, fabric: str, rows: list[Row]) -> Path:
-    """One file a campaign and fabric, with where it comes from."""
+def keep(out: Path, name: str, fabric: str, rows: list[Row], *, label: str) -> Path:
+    """One file per campaign and fabric, with where it comes from; written anew after every row."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{fabric}_{name}.json"
+    path = out / f"{label}_{name}.json"
     path.write_text(json.dumps({"provenance": records.provenance(fabric=fabric), "rows": rows}, indent=1) + "\n")
     return path
 
@@ -177,16 +189,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_fabric(parser)
     parser.add_argument("--share", type=SHARE, default=1.0, metavar="X", help="of the full campaign (default 1)")
     parser.add_argument("--seed", type=whole_in(0, MOST_SEED), default=0, metavar="N", help="of all chance (default 0)")
+    parser.add_argument("--rounds", type=whole_in(1, MOST_ROUNDS), metavar="N", help="of endurance, for each transport")
+    parser.add_argument(
+        "--seconds", type=whole_in(1, MOST_ROUNDS), default=3600, metavar="S", help="of endurance, each"
+    )
     parser.add_argument(
         "--out", type=file_path, default=OUT, metavar="DIR", help="of the results (default data/reliability)"
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.campaigns) - set(CAMPAIGNS):
         parser.error(f"no campaign {', '.join(sorted(unknown))}: there are {', '.join(CAMPAIGNS)}")
-    for name in options.campaigns or CAMPAIGNS:
-        found = CAMPAIGNS[name](options.fabric, options.ranks, options.share, options.seed)
-        print(keep(options.out, name, options.fabric, list(tqdm(found, desc=name))))
-    return 0
+    wrong = [name for name in options.campaigns or CAMPAIGNS if _run(name, options)]
+    return int(bool(wrong))
+
+
+def _run(name: str, options: argparse.Namespace) -> bool:
+    """Run a campaign and keep it; whether rounds came out wrong."""
+    how = {"rounds": options.rounds, "seconds": options.seconds} if name == "endurance" else {}
+    found = CAMPAIGNS[name](options.fabric, options.ranks, options.share, options.seed, **how)
+    rows = []
+    label = f"{options.fabric}_ep{options.ranks}" if how and options.fabric != "host" else options.fabric
+    for row in tqdm(found, desc=name):
+        rows.append(row)
+        path = keep(options.out, name, options.fabric, rows, label=label)
+    print(path)
+    return any(map(endured.is_wrong, rows))
 
 
 if __name__ == "__main__":

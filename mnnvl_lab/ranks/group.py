@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from mnnvl_lab.errors import Refused
 
@@ -95,4 +97,19 @@ class Group:
 
         if backend == "gloo" and self.size == dist.get_world_size() and self.ranks == tuple(range(self.size)):
             return dist.group.WORLD
-        return dist.new_group(list(self.ranks), backend=backend, use_local_synchronization=True)
+        with _group_name(f"{self.name} {self.ranks} {backend}"):
+            return dist.new_group(list(self.ranks), backend=backend, use_local_synchronization=True)
+
+
+@contextmanager
+def _group_name(words: str):
+    """Let the members of the next group meet under these words, which must be new to this world.
+
+    torch names a group after its ranks and after how many groups the process has seen: members with different pasts (a
+    rank mask left one out of an earlier group, say) would then wait for one another under different names for ever.
+    """
+    from torch.distributed import distributed_c10d
+
+    name = hashlib.sha1(words.encode(), usedforsecurity=False).hexdigest()
+    with mock.patch.object(distributed_c10d, "_hash_ranks_to_str", return_value=name):
+        yield
