@@ -14,6 +14,7 @@ from mnnvl_lab.measure.clocks import ANNOTATION, Sample, require_cuda, spans
 from mnnvl_lab.measure.samples import collect, median_uncertainty
 from mnnvl_lab.measure.work import Work
 from mnnvl_lab.oracle import Oracle, payload
+from mnnvl_lab.records import slowest_rank
 from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.transport.exchange import Exchange, Received
 
@@ -272,3 +273,23 @@ def test_a_straggler_holds_the_others_by_its_delay(host_ranks):
     dispatch = table[table["phase"] == "dispatch"].groupby("rank")["latency_us"].median()
     assert (dispatch.drop(2) > 20_000).all()  # they cannot be done before rank 2 has begun
     assert dispatch[2] < dispatch.drop(2).min()
+
+
+def test_pipeline_stages_come_home_as_ep_groups_of_their_own(host_ranks):
+    sweep = Sweep(
+        layouts=Layout(dp=2, pp=2),
+        tokens=((4, 0),),
+        runtime_max_tokens=8,
+        max_tokens=64,
+        modes="one-sided",
+        hidden=64,
+        experts=8,
+        top_k=2,
+        sampling=Sampling(warmup=1, min_samples=6, max_samples=6, budget_s=0.0),
+    )
+    table = measure(next(sweep.points()), host_ranks)
+    counts = table[["tokens", "token_counts", "runtime_max_tokens", "max_tokens"]].drop_duplicates()
+    assert counts.to_numpy().tolist() == [[4, "4,0", 8, 64]]
+    assert table["checked"].unique().tolist() == ["exact"]
+    rounds = slowest_rank(table[table["phase"] == "round"])
+    assert rounds.groupby("ep_group").size().tolist() == [6, 6]
