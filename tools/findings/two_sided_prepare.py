@@ -37,7 +37,9 @@ FIFO_WORDS, CONNECTION_WORDS = 1024 * 1024 // 8, 32  # uint64 words of a peer's 
 PREPARES_PER_GRAPH = 20
 PREPARES_PER_CHECK = 200
 CHECKS_AFTER_THE_FIRST_WRONG = 10
-TRAFFIC_BYTES = 128 << 20
+TRAFFIC_BYTES = 64 << 20
+TRAFFIC = ("none", "copies", "link")
+"""Beside the prepares: nothing, copies within the GPU's memory, or writes into the next rank's over the link."""
 
 
 def packets(rows: int, top_k: int, experts: int = EXPERTS) -> int:
@@ -103,11 +105,13 @@ class Exchange:
         self.workspace = self.moe.get_moe_prepare_workspace(mapping, config)
         own = self.workspace.view(torch.int64)[rank, FIFO_WORDS * size :]
         self.words = own.view(size, CONNECTION_WORDS)  # head, tail and count of each connection that this rank sends on
-        self.noise = [torch.empty(TRAFFIC_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2)]
+        noise = torch.zeros(TRAFFIC_BYTES // 8, dtype=torch.int64, device="cuda")
+        idle_fifos = self.fifos.view(torch.int64)[(rank + 1) % size][: len(noise)]  # no rows move beside prepares
+        self.noise = {"copies": (torch.empty_like(noise), noise), "link": (idle_fifos, noise)}
         self.side = torch.cuda.Stream()
         self.reset()
 
-    def case(self, *, tokens: int, top_k: int, traffic: bool) -> dict:
+    def case(self, *, tokens: int, top_k: int, traffic: str) -> dict:
         """The rate of lost steps, then what becomes of one that nobody resets."""
         import torch
 
@@ -183,10 +187,11 @@ class Exchange:
 
         for _ in range(count):
             graph.replay()
-        if self.traffic:
+        if self.traffic != "none":
+            target, source = self.noise[self.traffic]
             with torch.cuda.stream(self.side):
-                for _ in range(2 * count):
-                    self.noise[1].copy_(self.noise[0])
+                for _ in range(4 * count):
+                    target.copy_(source)
         self.meet()
 
     def measure_rate(self) -> dict:
@@ -405,7 +410,7 @@ def line(row: dict) -> str:
         else f"{row['checked_rounds']} checked rounds right"
     )
     return (
-        f"tokens {row['tokens']:5d}, top-{row['top_k']}{', traffic' if row['traffic'] else ''}: "
+        f"tokens {row['tokens']:5d}, top-{row['top_k']}{'' if row['traffic'] == 'none' else ', ' + row['traffic']}: "
         f"{row['pairs_published_twice']} pairs fill their last step; {lost} steps lost in {row['prepares']} prepares; "
         f"{wrong}"
     )
@@ -442,7 +447,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ranks", type=int, default=2)
     made.add_argument("--tokens", type=int, nargs="+", default=[1900, 2048, 3000, 4096])
     made.add_argument("--top-k", type=int, nargs="+", default=[8])
-    made.add_argument("--traffic", choices=("none", "copies", "both"), default="none", help="beside the prepares")
+    made.add_argument("--traffic", choices=TRAFFIC, nargs="+", default=["none"], help="beside the prepares")
     made.add_argument("--prepares", type=int, default=20_000, help="per case, at most, twice: reset and not reset")
     made.add_argument("--seconds", type=float, default=4.0, help="per case, at most, twice")
     made.add_argument("--limit", type=float, default=300.0, help="seconds after which the processes are killed")
@@ -452,12 +457,11 @@ def parser() -> argparse.ArgumentParser:
 
 def options_of(arguments: list[str]) -> dict:
     chosen = parser().parse_args(arguments)
-    traffic = {"none": (False,), "copies": (True,), "both": (False, True)}[chosen.traffic]
     cases = [
-        {"tokens": tokens, "top_k": top_k, "traffic": noisy}
+        {"tokens": tokens, "top_k": top_k, "traffic": traffic}
         for top_k in chosen.top_k
         for tokens in chosen.tokens
-        for noisy in traffic
+        for traffic in chosen.traffic
     ]
     return vars(chosen) | {"cases": cases, "arguments": arguments, "port": random.randint(20_000, 40_000)}
 

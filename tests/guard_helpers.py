@@ -1,0 +1,41 @@
+"""Rank functions for the guard of two-sided rounds, on GPUs."""
+
+from dataclasses import replace
+
+from mnnvl_lab.errors import WrongResult
+from mnnvl_lab.measure.check import checked_round
+from mnnvl_lab.measure.work import Work
+from mnnvl_lab.transport import open_transport
+
+
+def with_a_lost_step(rank, point, *, guarded, rounds=6):
+    """A head left above 0 during a round, as a second publication leaves it, then checked rounds with fresh routing.
+
+    Returns:
+        What was refused as wrong, and the transport's note.
+    """
+    found = []
+    with open_transport(rank, point.exchange) as transport:
+        if not guarded:
+            transport._guard.after_combine = lambda: None
+        work = Work.of(rank, point)
+        batch = transport.admit(work.batch())
+        received = transport.dispatch(batch)
+        transport._guard._words[transport.ep_rank, 0] = 2
+        transport.combine(transport.partials_buffer(received))
+        for seed in range(1, rounds):
+            fresh = Work.of(rank, replace(point, load=replace(point.load, seed=seed)))
+            found.append(_wrong(transport, fresh))
+            if any(transport.group.allgather(found[-1])):
+                break  # a failed check leaves the transport in another state on each rank
+        note = transport.note()
+    return [wrong for wrong in found if wrong], note
+
+
+def _wrong(transport, work):
+    try:
+        checked_round(transport, work, work.batch())
+    except WrongResult as error:
+        transport._state = "idle"
+        return str(error)
+    return ""
