@@ -1,4 +1,4 @@
-"""Functions that the tests of `ranks` run on ranks: a rank imports them by name."""
+"""Rank functions for the tests of `ranks`, which a rank imports by name. Those that need torch import it themselves."""
 
 import os
 import re
@@ -8,8 +8,6 @@ import time
 
 import numpy as np
 import psutil
-import torch
-import torch.distributed as dist
 
 from mnnvl_lab.errors import Refused
 
@@ -52,6 +50,8 @@ def environment(rank, name):
 
 
 def threads(rank):
+    import torch
+
     return torch.get_num_threads()
 
 
@@ -147,6 +147,9 @@ def groups(rank, names):
 
 
 def collectives(rank):
+    import torch
+    import torch.distributed as dist
+
     group = rank.group("ep")
     total = torch.tensor([rank.index])
     dist.all_reduce(total, group=group.process_group)
@@ -194,6 +197,9 @@ def share(rank):
 
 def sum_on_device(rank):
     """Where the rank computes, and its index summed over the ranks by the device's own collective."""
+    import torch
+    import torch.distributed as dist
+
     total = torch.tensor([float(rank.index)], device=rank.device)
     dist.all_reduce(total, group=rank.group("ep").device_group)
     return str(rank.device), float(total)
@@ -201,6 +207,8 @@ def sum_on_device(rank):
 
 def multiply_on_device(rank):
     """A product that shows that the rank's device computes, and what MPS lets it have."""
+    import torch
+
     ones = torch.ones(64, 64, device=rank.device)
     return str(rank.device), float((ones @ ones)[0, 0]), os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
 

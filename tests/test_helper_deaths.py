@@ -26,6 +26,8 @@ PAIR = Layout(dp=2)
 NAMED_WITHIN_S = 5
 HELPERS = ("controller", "heartbeat", "fork server", "reaper")
 
+pytestmark = pytest.mark.xdist_group("helper_deaths")  # which share ranks
+
 
 @pytest.fixture(scope="module")
 def pair():

@@ -23,6 +23,8 @@ SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
 SETS = sorted(path for path in (checkout.DATA / "predictions").iterdir() if path.is_dir())
 FIRST_SET = {"model.json": "6b7417cdcd43", "nvlink-h100-ep4.csv": "45f696b3497c", "nvlink-h100-ep8.csv": "f5fccbe6cc6c"}
 
+pytestmark = pytest.mark.xdist_group("latency_model")  # side by side, another process would fit the models again
+
 
 def point(**changes) -> lm.Point:
     return lm.Point(
