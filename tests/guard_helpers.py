@@ -17,7 +17,7 @@ def with_a_lost_step(rank, point, *, guarded, rounds=6):
     found = []
     with open_transport(rank, point.exchange) as transport:
         if not guarded:
-            transport._guard.after_combine = lambda: None
+            transport._guard._reset = lambda: None
         work = Work.of(rank, point)
         batch = transport.admit(work.batch())
         received = transport.dispatch(batch)

@@ -94,13 +94,13 @@ class Endured:
 
 
 def draw_block(plan: Endurance, number: int) -> Block:
-    """Sizes lean to small rounds, where latency lies, and reach the capacity."""
+    """Sizes lean to small rounds and reach the capacity. All ranks take part in the first block."""
     chance, x = random.Random(f"{plan.seed} {number}"), plan.exchange
     most = min(x.max_tokens, chance.choices((SMALL, MIDDLE, x.max_tokens), weights=(12, 5, 1))[0])
     limit = chance.randint(1, most)
     ranks, rounds = range(x.ep_size), range(plan.graph_rounds)
     active = tuple(ranks)
-    if plan.masked and chance.random() < 0.3:
+    if plan.masked and number and chance.random() < 0.3:
         active = tuple(sorted(chance.sample(ranks, chance.randint(1, x.ep_size))))
     places = [(index, place, rank) for index in rounds for place in (0, 1) for rank in ranks]
     return Block(

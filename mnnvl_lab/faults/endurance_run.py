@@ -27,7 +27,6 @@ class Runner:
         self._tables = Tables.of(plan.exchange, rank.device)
         self._counter = torch.zeros(1, dtype=torch.int64, device=rank.device)
         self._wrong = torch.zeros(len(KINDS), dtype=torch.int64, device=rank.device)
-        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self._rounds = self._tokens = self._largest = 0
         self._first_wrong_block = -1
 
@@ -86,8 +85,10 @@ class Runner:
         """Capture the block and replay it; ranks meet before, since regions move with its size."""
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         self._transport.meet(self._first_batch(block))
+        if self.block == 0:
+            once()  # kernels must be loaded before they are captured
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             once()
         for _ in range(self.plan.replays):
             graph.replay()
