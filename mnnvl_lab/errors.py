@@ -8,6 +8,8 @@ from numbers import Integral
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mnnvl_lab.postmortem import Verdict
 
 MOST_COUNT = 2**31 - 1  # the kernels count in int32
@@ -115,6 +117,24 @@ class HelperDied(LabError, RuntimeError):
 
 class RecordError(LabError, ValueError):
     """A record file that is truncated, foreign, newer, or of another fabric, device or clock."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt while ranks worked or a sweep ran: says what was stopped and what there is.
+
+    No `LabError`: like any KeyboardInterrupt it passes `except Exception`. A notebook shows its message alone.
+
+    Attributes:
+        table: the finished points of a sweep, as `run` would have returned them; None where there are none.
+    """
+
+    def __init__(self, message: str, *, table: pd.DataFrame | None = None):
+        self.table = table
+        super().__init__(message)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return f"Interrupted: {self}".splitlines()
 
 
 def _rebuild(cls, fields):

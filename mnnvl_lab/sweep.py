@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cached_property
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from mnnvl_lab import records
+from mnnvl_lab.errors import Interrupted
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point, Sweep, measure
+from mnnvl_lab.progress import Progress
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.ranks.placement import place
@@ -32,7 +35,7 @@ def run(
         ranks: warm ranks to use and to leave warm; without them, ranks are started and stopped here.
         out: record file to which each point is appended: a sweep that is killed loses at most one point.
         resume: go on with `out` where an earlier run of the sweep ended.
-        progress: show a progress bar.
+        progress: show which point is being measured.
 
     Returns:
         A tidy table, one row a rank, phase and iteration, with its provenance in `attrs`.
@@ -40,6 +43,8 @@ def run(
     Raises:
         Refused: a point breaks a limit. WrongResult: a result differs from the oracle. RankError: a rank failed.
         RecordError: `out` exists and is not to be resumed, or another sweep is writing it.
+        Interrupted: by the user. Finished points are in its `table`; without `out` they are also saved to a file that
+        the message names. Any other error that ends a sweep without `out` carries them in the same way.
     """
     if ranks is not None:
         ranks.require_open()
@@ -52,15 +57,80 @@ def run(
         ranks_per_gpu=_ranks_per_gpu(sweep),
         **records.measured_rates(sweep.fabric),
     )
-    if out is None:
-        tables = list(_measured(sweep, list(sweep.points()), ranks, progress))
-        return records.new_table(pd.concat(tables, ignore_index=True), origin)
-    with records.Appender(out, origin, resume=resume) as kept:
+    with _InMemory(origin) if out is None else records.Appender(out, origin, resume=resume) as kept:
         done = kept.done
         due = [point for point in sweep.points() if _key(point, sweep.fabric) not in done]
-        for table in _measured(sweep, due, ranks, progress):
-            kept.add(table)
+        added = []
+        with (
+            _saying_what_is_kept(added, len(due), kept, out),
+            closing(_measured(sweep, due, ranks, progress)) as tables,
+        ):
+            for point, table in zip(due, tables, strict=True):
+                kept.add(table)
+                added.append(point)
         return kept.table
+
+
+@contextmanager
+def _saying_what_is_kept(added: list, due: int, kept: _InMemory | records.Appender, out) -> Iterator[None]:
+    """What ends a sweep early says how many points are finished and where they are.
+
+    Args:
+        added: grows by an entry for each point that is finished.
+        due: points to measure.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = f"point {min(len(added) + 1, due)} of {due} was stopped, {len(added)} finished."
+        raise Interrupted(f"{words} {_whereabouts(kept, out)}", table=kept.table) from None
+    except Exception as error:
+        if added and out is None:
+            error.table = kept.table
+            error.add_note(f"{len(added)} of {due} points were finished before. {_whereabouts(kept, out)}")
+        raise
+
+
+class _InMemory:
+    """What `records.Appender` is for a file."""
+
+    def __init__(self, provenance: Mapping[str, object]):
+        self._provenance, self._tables = provenance, []
+        self.done = frozenset()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def add(self, rows: pd.DataFrame) -> None:
+        self._tables.append(rows)
+
+    @cached_property
+    def table(self) -> pd.DataFrame | None:
+        """All points; asked for once they are all there."""
+        return records.new_table(pd.concat(self._tables, ignore_index=True), self._provenance) if self._tables else None
+
+
+def _whereabouts(kept: _InMemory | records.Appender, out: str | os.PathLike | None) -> str:
+    """Where finished points are after a sweep has ended early, in words; without a file they are saved to one now."""
+    if kept.table is None:
+        return "There is nothing to keep."
+    path = out or _saved(kept.table)
+    here = "" if out else "They are in this exception's `table` (in a notebook: `sys.last_value.table`)"
+    there = f"run(..., out={str(path)!r}, resume=True) measures the rest." if path else ""
+    return f"{here} and in {path}: {there}" if here and path else here or f"They are in {path}: {there}"
+
+
+def _saved(table: pd.DataFrame) -> str | None:
+    """A new file with the table, which outlives this process; None where there is no room for it."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="mnnvl_lab-unfinished-", suffix=".parquet", delete=False) as file:
+            records.save(table, file.name)
+            return file.name
+    except OSError:
+        return None
 
 
 def _ranks_per_gpu(sweep: Sweep) -> int:
@@ -79,16 +149,32 @@ def _key(point: Point, fabric: str) -> tuple:
 def _measured(sweep: Sweep, points: list[Point], ranks: Ranks | None, progress: bool) -> Iterator[pd.DataFrame]:
     if not points:
         return
-    with _ranks_for(sweep, ranks) as warm:
-        for point in tqdm(points, desc="points", disable=not progress):
-            yield measure(point, warm)
+    with _ranks_for(sweep, ranks, progress) as warm:
+        total = len(points)
+        with Progress(f"point 1 of {total}", done=f"{total} points measured", enabled=progress) as line:
+            for number, point in enumerate(points, 1):
+                line.update(f"point {number} of {total}")
+                yield measure(point, warm)
 
 
 @contextmanager
-def _ranks_for(sweep: Sweep, ranks: Ranks | None) -> Iterator[Ranks]:
-    """The ranks given, left open; or fresh ones for the largest layout, closed at the end."""
-    if ranks is not None:
-        yield ranks
-        return
-    with Ranks(_largest(sweep), fabric=sweep.fabric) as fresh:
-        yield fresh
+def _ranks_for(sweep: Sweep, ranks: Ranks | None, progress: bool) -> Iterator[Ranks]:
+    """The ranks given, left open; or fresh ones for the largest layout, closed at the end.
+
+    Their own progress is off meanwhile: the sweep shows its own.
+    """
+    if ranks is None:
+        with Ranks(_largest(sweep), fabric=sweep.fabric, progress=progress) as fresh, _quiet(fresh):
+            yield fresh
+    else:
+        with _quiet(ranks):
+            yield ranks
+
+
+@contextmanager
+def _quiet(ranks: Ranks) -> Iterator[None]:
+    before, ranks.progress = ranks.progress, False
+    try:
+        yield
+    finally:
+        ranks.progress = before

@@ -181,7 +181,7 @@ def test_messages_are_encrypted_and_signed_and_stay_on_loopback(ranks):
         assert connection["interface"] == "tcp://127.0.0.1"
         assert len(connection["key"]) == 64
         assert connection["curve_serverkey"]
-    for pid in [*ranks.run(on.pid), ranks._cluster._cluster.controller.pid]:
+    for pid in [*ranks.run(on.pid), ranks._cluster._controller.cluster.controller.pid]:
         listening = [c for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
         assert {c.laddr.ip for c in listening} <= {"127.0.0.1"}
 

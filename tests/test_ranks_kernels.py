@@ -1,6 +1,7 @@
 """Kernels that are not compiled are compiled ahead of the ranks, one after the other, and a failure says why."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,11 +40,20 @@ def test_what_is_there_is_not_compiled_again(cache, monkeypatch):
     kernels.compile_missing(progress=False)
 
 
-def test_progress_names_the_module(cache, monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "POLL_S", 0.05)
-    pretend(monkeypatch, "import time; time.sleep(0.3)")
+def test_progress_names_the_module(cache, monkeypatch):
+    shown = []
+    screen = SimpleNamespace(show=shown.append, end=shown.append)
+    monkeypatch.setattr("mnnvl_lab.progress._screen", lambda: screen)
+    pretend(monkeypatch, "import time; time.sleep(1.2)")
     kernels.compile_missing()
-    assert "comm" in capsys.readouterr().err
+    for number, module in enumerate(kernels.MAKERS, 1):
+        text = f"compiling FlashInfer's kernels, which takes minutes: {module}, {number} of 2"
+        assert text in shown
+        assert f"{text}, 1 s" in shown
+        assert f"compiled {module}" in shown
+    shown.clear()
+    kernels.compile_missing(progress=False)
+    assert not shown
 
 
 def test_a_failure_names_module_code_remedy_and_the_last_words(cache, monkeypatch):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mnnvl_lab"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOW = (
-    ("errors", "arguments", "checkout", "exercise", "order_statistics", "processes", "show"),
+    ("errors", "arguments", "checkout", "exercise", "order_statistics", "processes", "progress", "show"),
     ("layout",),
     ("model",),
     ("hardware", "routing", "need"),

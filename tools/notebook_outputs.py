@@ -12,6 +12,8 @@ import nbformat
 import numpy as np
 from PIL import Image, ImageSequence
 
+from mnnvl_lab.progress import METADATA
+
 LIVE = "live"  # tag of a cell whose output is this machine's own time, and so another at every run
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -37,7 +39,7 @@ def scrub(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _scrubbed(outputs: list) -> list:
-    """Without progress, which is a widget, and without stderr; what was printed in pieces is one piece."""
+    """Without progress and widgets, and without stderr; what was printed in pieces is one piece."""
     kept = []
     for output in outputs:
         if _is_noise(output):
@@ -50,7 +52,8 @@ def _scrubbed(outputs: list) -> list:
 
 
 def _is_noise(output: nbformat.NotebookNode) -> bool:
-    return WIDGET in output.get("data", {}) or (output.output_type == "stream" and output.name == "stderr")
+    progress = WIDGET in output.get("data", {}) or METADATA.items() <= output.get("metadata", {}).items()
+    return progress or (output.output_type == "stream" and output.name == "stderr")
 
 
 def _without_traces(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

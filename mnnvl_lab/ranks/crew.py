@@ -14,6 +14,7 @@ from mnnvl_lab.postmortem.examine import examine
 from mnnvl_lab.postmortem.stall import Stall
 from mnnvl_lab.ranks.call import Outcome, gather, raise_failures
 from mnnvl_lab.ranks.cluster import Cluster, Process
+from mnnvl_lab.ranks.interrupts import hold_interrupts
 from mnnvl_lab.ranks.mark import read_mark
 from mnnvl_lab.ranks.stacks import read_stacks
 
@@ -75,15 +76,18 @@ class Crew:
         Raises:
             RankDied, Hang, RankError: as in `Ranks.run`.
         """
-        futures = self._submit(calls)
+        futures: dict[int, Any] = {}
         stall = self._stall(layout, round_limit_s)
         try:
+            with hold_interrupts():  # until it is known which ranks were asked
+                futures |= self._submit(calls)
             outcome = gather(self._cluster, futures, self.processes, timeout_s=timeout_s, stall=stall)
         except HelperDied:  # their answers are lost, but nothing is wrong with them
             self._unanswered = True
             raise
         except BaseException:  # interrupted: whatever they are doing, nobody waits for it any more
-            self.kill([rank for rank, future in futures.items() if not future.done()])
+            with hold_interrupts():
+                self.kill([rank for rank, future in futures.items() if not future.done()])
             raise
         self._read_output(futures, layout.world_size)
         self._raise_dead(outcome, phase)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from mnnvl_lab.errors import RankError, Refused
 from mnnvl_lab.layout import Layout
@@ -73,6 +73,21 @@ class Joining:
             self._leave()
             self._start(self._crew.vacant(layout.world_size), layout)
         self._join(layout, placement)
+
+    def make_ready(self, layout: Layout, placement: Placement, *, renew: bool) -> None:
+        """Bring up the ranks for a call, if anything is missing; with `renew` also those that are known to be dead."""
+        self._crew.recover()
+        if not self.joined or (renew and self._crew.dead):
+            self.bring_up(layout, placement, anew=True)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A call on the ranks: if it fails, a collective may be half-way, and groups must be made anew to be safe."""
+        try:
+            yield
+        except BaseException:
+            self.in_step = False
+            raise
 
     def _leave(self) -> None:
         """Let the living leave their groups; one that cannot, because it still waits for a dead peer, is killed."""

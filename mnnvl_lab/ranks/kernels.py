@@ -10,19 +10,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from types import MappingProxyType
 
-from tqdm.auto import tqdm
-
 from mnnvl_lab.errors import LabError
+from mnnvl_lab.progress import Progress
 
 MAKERS = MappingProxyType({"mnnvl_moe_alltoall": "gen_moe_alltoall_module", "comm": "gen_comm_alltoall_module"})
 """Modules of the one-sided and of the two-sided kernels, and what makes them (`flashinfer/jit/comm.py`)."""
-POLL_S = 0.5
 LAST_LINES = 12
 
 
@@ -45,17 +42,20 @@ def compile_missing(*, progress: bool = True) -> None:
     """
     compiled = compiled_kernels()
     missing = [module for module in MAKERS if module not in compiled]
-    with tqdm(missing, desc="compiling FlashInfer's kernels", disable=not (progress and missing)) as bar:
-        for module in bar:
-            _compile(module, bar)
+    for number, module in enumerate(missing, 1):
+        text = f"compiling FlashInfer's kernels, which takes minutes: {module}, {number} of {len(missing)}"
+        with Progress(text, done=f"compiled {module}", enabled=progress):
+            _compile(module)
 
 
-def _compile(module: str, bar: tqdm) -> None:
+def _compile(module: str) -> None:
     with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would fill, and the compiler wait for ever
         process = subprocess.Popen(_command(module), stdout=said, stderr=subprocess.STDOUT)
-        began_s = time.monotonic()
-        while _runs(process):
-            bar.set_postfix_str(f"{module}, {time.monotonic() - began_s:.0f} s")
+        try:
+            process.wait()
+        except BaseException:  # interrupted: nobody waits for it any more
+            process.kill()
+            raise
         said.seek(0)
         end = "".join(said.readlines()[-LAST_LINES:])
     if process.returncode:
@@ -68,15 +68,6 @@ def _compile(module: str, bar: tqdm) -> None:
 def _command(module: str) -> list[str]:
     code = f"from flashinfer.jit.comm import {MAKERS[module]} as make; make().build(verbose=False)"
     return [sys.executable, "-c", code]
-
-
-def _runs(process: subprocess.Popen) -> bool:
-    """Whether it still runs, after a moment's wait."""
-    try:
-        process.wait(POLL_S)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
 
 
 def _ahead_of_time() -> Iterator[Path]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.postmortem import Verdict
 from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
+from mnnvl_lab.progress import Progress
 from mnnvl_lab.ranks.arguments import (
     require_environment,
     require_importable,
@@ -22,6 +24,7 @@ from mnnvl_lab.ranks.arguments import (
 from mnnvl_lab.ranks.cluster import Cluster
 from mnnvl_lab.ranks.crew import Crew
 from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.ranks.interrupts import DELAY_S, hold_interrupts, shown_step
 from mnnvl_lab.ranks.joining import Environment, Joining
 from mnnvl_lab.ranks.kernels import compile_missing
 from mnnvl_lab.ranks.launchers import require_launcher
@@ -42,12 +45,15 @@ class Ranks:
         env: environment variables of the processes; or a function of the rank that gives them, which then are set once
             torch is imported, before CUDA is used.
         launcher_options: ipyparallel's configuration, by class name.
+        progress: show what takes more than a second: starting, calls, joining, closing.
 
     Attributes:
         layout, fabric: what the ranks are now.
+        progress: as given; may be changed.
 
     Raises:
         Refused: the fabric cannot carry the layout. RankDied, RankTimeout: a process did not come up.
+        Interrupted: by the user; every process was ended.
     """
 
     def __init__(
@@ -59,24 +65,33 @@ class Ranks:
         start_timeout_s: float = 60,
         env: Environment | None = None,
         launcher_options: Mapping[str, Any] | None = None,
+        progress: bool = True,
     ):
+        self.progress = progress
         self.layout, self.fabric = require_layout(layout), require_fabric(fabric)
         self._placement, env = _place(layout, self.fabric), require_environment({} if env is None else env)
         chosen, start_timeout_s = require_launcher(launcher), require_seconds("start_timeout_s", start_timeout_s)
         options = require_options(launcher_options)
         if self.fabric != "host" and count_visible_gpus():
-            compile_missing()
-        self._cluster = Cluster(launcher=chosen, options=options, start_timeout_s=start_timeout_s)
-        self._crew = Crew(self._cluster)
-        self._sharing = GpuSharing(self._cluster.guard)
-        self._joining = Joining(
-            self._cluster, self._crew, self._sharing, fabric=self.fabric, env=env, start_timeout_s=start_timeout_s
-        )
-        self._closer = weakref.finalize(self, _close, self._cluster, self._sharing)  # also at the interpreter's exit
+            compile_missing(progress=progress)
+        words = {"done": f"{self.size} ranks started", "then": "Every process was ended; start them again."}
+        with shown_step(set, f"starting {self.size} ranks", progress=progress, delay_s=0, **words):
+            self._start(env, launcher=chosen, options=options, start_timeout_s=start_timeout_s)
+
+    def _start(self, env: Environment, **cluster: Any) -> None:
+        self._closer = None
         try:
-            self._bring_up()
+            with hold_interrupts():  # until all that is there can be closed
+                self._cluster = Cluster(**cluster)
+                self._crew, self._sharing = Crew(self._cluster), GpuSharing(self._cluster.guard)
+                limits = {"start_timeout_s": cluster["start_timeout_s"]}
+                self._joining = Joining(self._cluster, self._crew, self._sharing, fabric=self.fabric, env=env, **limits)
+                self._closer = weakref.finalize(self, _close, self._cluster, self._sharing)  # also at Python's exit
+            self._joining.bring_up(self.layout, self._placement)
         except BaseException:
-            self.close()
+            if self._closer:
+                with hold_interrupts():
+                    self._closer()
             raise
 
     def __enter__(self):
@@ -92,7 +107,7 @@ class Ranks:
 
     @property
     def closed(self) -> bool:
-        """Whether the processes were ended by `close`; nothing but `layout`, `output` and `errors` is of use then."""
+        """Whether `close` ended the processes; only `layout`, `output` and `errors` are of use then."""
         return not self._closer.alive
 
     def require_open(self) -> None:
@@ -103,8 +118,7 @@ class Ranks:
         """
         if self.closed:
             raise Refused(
-                "these ranks are closed: their processes have ended; start new ones with Ranks(layout) "
-                "(in a notebook: run the cell that starts them again)"
+                "these ranks are closed: start new ones with Ranks(layout), or run the cell again that started them"
             )
 
     @property
@@ -143,6 +157,7 @@ class Ranks:
             RankDied: a rank's process ended; Hang: ranks did not answer; RankError: a rank raised. HelperDied: a
             process that serves the ranks ended. A `LabError` that all ranks raise alike is re-raised as it is. Refused:
             `fn` cannot be found by its name, an argument is wrong or cannot be pickled, or the ranks are closed.
+            Interrupted: by the user; ranks that were still at work were ended, and the next call starts new ones.
         """
         self.require_open()
         fn, ranks = require_importable(fn), require_ranks(only, self.size)
@@ -150,15 +165,11 @@ class Ranks:
             name: require_seconds(name, value)
             for name, value in (("timeout_s", timeout_s), ("round_limit_s", round_limit_s))
         }
-        self._crew.recover()
-        if not self._joining.joined or (only is None and self._crew.dead):
-            self._bring_up(anew=True)
         calls = dict.fromkeys(ranks, ("run", fn, args, kwargs))
-        try:
-            return self._crew.ask(calls, layout=self.layout, phase=fn.__name__, **limits)
-        except BaseException:
-            self._joining.in_step = False
-            raise
+        with self._step(f"{fn.__name__} on {len(ranks)} ranks"):
+            self._joining.make_ready(self.layout, self._placement, renew=only is None)
+            with self._joining.watched():
+                return self._crew.ask(calls, layout=self.layout, phase=fn.__name__, **limits)
 
     def use(self, layout: Layout) -> None:
         """Take another layout on the same processes. More ranks start more; spare ones stay idle.
@@ -175,7 +186,8 @@ class Ranks:
         self._placement = _place(require_layout(layout), self.fabric)
         self.layout = layout
         try:
-            self._bring_up()
+            with self._step(f"joining {self.size} ranks"):
+                self._joining.bring_up(self.layout, self._placement)
         except BaseException:
             self.layout, self._placement = before
             raise
@@ -187,7 +199,8 @@ class Ranks:
             Refused: the ranks are closed. RankDied, RankTimeout: a process did not come up.
         """
         self.require_open()
-        self._bring_up(anew=True)
+        with self._step(f"joining {self.size} ranks"):
+            self._joining.bring_up(self.layout, self._placement, anew=True)
 
     def kill(self, rank: int) -> None:
         """Kill one rank's process.
@@ -217,11 +230,13 @@ class Ranks:
         return self._crew.examine(self.layout)
 
     def close(self) -> None:
-        """End every process, remove every file. Idempotent."""
-        self._closer()
+        """End every process, remove every file. Idempotent; an interrupt waits until it is done."""
+        if not self.closed:
+            with Progress(f"closing {self.size} ranks", enabled=self.progress, delay_s=DELAY_S), hold_interrupts():
+                self._closer()
 
-    def _bring_up(self, *, anew: bool = False) -> None:
-        self._joining.bring_up(self.layout, self._placement, anew=anew)
+    def _step(self, text: str) -> AbstractContextManager[None]:
+        return shown_step(lambda: self._crew.dead, text, progress=self.progress)
 
 
 def _place(layout: Layout, fabric: str) -> Placement:
