@@ -60,7 +60,7 @@ def test_a_script_gets_a_short_message_finished_points_and_usable_ranks(tmp_path
         r"interrupted: point (\d+) of 400 was stopped, (\d+) finished\. .*`table`.* in (\S+\.parquet): ", out
     )
     at, finished = int(words[1]), int(words[2])
-    assert at == finished + 1 >= 4
+    assert at == finished + 1 >= 3  # "point 3" is said before it is kept
     assert f"points kept: {finished}\nworks again: 1" in out
     assert records.load(words[3])["tokens"].nunique() == finished
 
