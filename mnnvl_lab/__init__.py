@@ -34,6 +34,7 @@ _HOMES = {
     "require_gpu": "mnnvl_lab.hardware",
     "require_model": "mnnvl_lab.model",
     "run": "mnnvl_lab.sweep",
+    "table": "mnnvl_lab.records.styled",
 }
 __all__ = sorted(_HOMES)
 

@@ -153,6 +153,8 @@ _ALL = (
     _time("p90_us", "90th percentile of latency", "nine in ten iterations took less"),
     _time("p99_us", "99th percentile of latency", "99 in 100 iterations took less"),
     _time("min_us", "Least latency", "the fastest iteration"),
+    _time("low_us", "Lower end", "the median is above it with 97.5 % confidence"),
+    _time("high_us", "Upper end", "the median is below it with 97.5 % confidence"),
     _value("spread", "Spread", "interquartile range over the median: 0.1 means that half lie within 10 %"),
     _value("n", "Iterations", "iterations that a statistic is taken over", "int64"),
     _bytes("workspace_bytes", "Workspace of a rank", "one rank's part of the workspace"),

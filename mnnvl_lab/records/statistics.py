@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError
+from mnnvl_lab.order_statistics import median_ranks
 from mnnvl_lab.records.columns import POINT_COLUMNS, ep_groups
 
 
@@ -30,8 +32,9 @@ def summary(table: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataF
         by: columns that tell the rows of the result apart; all point columns by default.
 
     Returns:
-        Columns `by`, then `p50_us, p90_us, p99_us, min_us, spread, n`; percentiles interpolate linearly, `spread` is
-        the interquartile range over the median.
+        Columns `by`, then `p50_us, p90_us, p99_us, min_us, spread, n, low_us, high_us`; percentiles interpolate
+        linearly, `spread` is the interquartile range over the median, `low_us` and `high_us` enclose the median with
+        95 % confidence (`order_statistics.median_ranks`), NaN where fewer than six iterations leave it open.
 
     Raises:
         RecordError: `by` would mix independent EP groups.
@@ -50,9 +53,17 @@ def summary(table: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataF
             "spread": (quantile[0.75] - quantile[0.25]) / quantile[0.5],
             "n": groups.size(),
         }
-    ).reset_index()
+    )
+    derived[["low_us", "high_us"]] = [_interval(values.to_numpy()) for _, values in groups]
+    derived = derived.reset_index()
     derived.attrs = dict(table.attrs)
     return derived
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """The samples that enclose the median, or nothing where there are too few."""
+    places = median_ranks(len(values))
+    return tuple(np.sort(values)[list(places)]) if places else (np.nan, np.nan)
 
 
 def _require_one_ep_group(slowest: pd.DataFrame, by: list[str]) -> None:
