@@ -16,11 +16,14 @@ from mnnvl_lab.plots.live_region import film, live_region, play, strip
 from mnnvl_lab.plots.look import style
 from mnnvl_lab.plots.memory_ledger import memory_ledger
 from mnnvl_lab.plots.regions import region_map
+from mnnvl_lab.plots.save import save
+from mnnvl_lab.plots.shown import alt_text, shown
 from mnnvl_lab.plots.tables import bounds_table, memory_table, regions_table, traffic_table
 from mnnvl_lab.plots.traffic import traffic
 from mnnvl_lab.plots.waits import waits
 
 __all__ = [
+    "alt_text",
     "bounds_table",
     "comparison",
     "context",
@@ -37,6 +40,8 @@ __all__ = [
     "rank_grid",
     "region_map",
     "regions_table",
+    "save",
+    "shown",
     "strip",
     "style",
     "traffic",
