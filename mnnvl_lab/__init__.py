@@ -31,6 +31,7 @@ _HOMES = {
     "Sampling": "mnnvl_lab.measure",
     "Sweep": "mnnvl_lab.measure",
     "plan": "mnnvl_lab.planner",
+    "predict": "mnnvl_lab.prediction",
     "require_gpu": "mnnvl_lab.hardware",
     "require_model": "mnnvl_lab.model",
     "run": "mnnvl_lab.sweep",

@@ -1,4 +1,4 @@
-"""`python -m mnnvl_lab`: plan, sweep, plot, doctor, compare."""
+"""`python -m mnnvl_lab`: plan, predict, sweep, plot, doctor, compare."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mnnvl_lab.cli import compare, doctor, plan, plot, sweep
+from mnnvl_lab.cli import compare, doctor, plan, plot, predict, sweep
 from mnnvl_lab.cli.words import Parser
 from mnnvl_lab.errors import LabError, RecordError, Refused
 
-COMMANDS = (plan, sweep, plot, doctor, compare)
+COMMANDS = (plan, predict, sweep, plot, doctor, compare)
 DEBUG = "MNNVL_LAB_DEBUG"
 """Set in the environment, an internal error shows its traceback."""
 

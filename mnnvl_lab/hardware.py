@@ -82,6 +82,24 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             source="NVIDIA DGX B200 datasheet (1.8 TB/s NVLink both ways, 64 TB/s for 8 GPUs); nvidia-smi: 183359 MiB; "
             "148 multiprocessors by cudaDeviceProp (FlashInfer 0.7.2, FALLBACK_SM_COUNT_B200)",
         ),
+        "h20": Gpu(
+            name="H20 SXM",
+            multiprocessors=78,
+            memory_bytes=97871 * MIB,
+            nvlink_gigabytes_per_s=450,
+            hbm_gigabytes_per_s=4000,
+            source="NVIDIA H20 data sheet (900 GB/s NVLink both ways, 4.0 TB/s); nvidia-smi: 97871 MiB and 78 "
+            "multiprocessors by cudaDeviceProp as users report",
+        ),
+        "b300": Gpu(
+            name="B300 SXM",
+            multiprocessors=148,
+            memory_bytes=275040 * MIB,
+            nvlink_gigabytes_per_s=900,
+            hbm_gigabytes_per_s=8000,
+            source="NVIDIA DGX B300 data sheet (1.8 TB/s NVLink both ways, 8 TB/s per GPU); nvidia-smi: 275040 MiB and "
+            "148 multiprocessors by cudaDeviceProp as users report",
+        ),
         "gb200": Gpu(
             name="GB200 (one of its GPUs)",
             multiprocessors=152,
@@ -92,6 +110,17 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             multi_node=True,
             source="NVIDIA GB200 NVL72 datasheet (1.8 TB/s NVLink both ways, 16 TB/s for 2 GPUs); nvidia-smi: "
             "189471 MiB; 152 multiprocessors as users report of cudaDeviceProp",
+        ),
+        "gb300": Gpu(
+            name="GB300 (one of its GPUs)",
+            multiprocessors=152,
+            memory_bytes=284208 * MIB,
+            nvlink_gigabytes_per_s=900,
+            hbm_gigabytes_per_s=8000,
+            nvlink_domain=72,
+            multi_node=True,
+            source="NVIDIA GB300 NVL72 data sheet (1.8 TB/s NVLink both ways, 576 TB/s for 72 GPUs); nvidia-smi: "
+            "284208 MiB and 152 multiprocessors by cudaDeviceProp as users report",
         ),
     }
 )

@@ -11,7 +11,7 @@ from mnnvl_lab.layout import Layout
 
 
 def test_the_table_has_the_gpus_that_plans_are_for():
-    assert set(GPUS) == {"h100", "h200", "b200", "gb200"}
+    assert set(GPUS) == {"h100", "h200", "h20", "b200", "b300", "gb200", "gb300"}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,9 @@ def test_the_table_has_the_gpus_that_plans_are_for():
         ("h200", 132, 140, 450, 4800),
         ("b200", 148, 179, 900, 8000),
         ("gb200", 152, 185, 900, 8000),
+        ("h20", 78, 96, 450, 4000),
+        ("b300", 148, 269, 900, 8000),
+        ("gb300", 152, 278, 900, 8000),
     ],
 )
 def test_numbers_of_the_datasheets(name, multiprocessors, memory_gib, nvlink, hbm):

@@ -115,7 +115,15 @@ def test_costs_in_shares_of_memory_and_tokens_of_cache():
 
 def test_channels_follow_the_gpu():
     channels = {gpu: plan(Layout(dp=8), **V3, max_tokens=1, gpu=gpu).two_sided.channels for gpu in GPUS}
-    assert channels == {"h100": 33, "h200": 33, "b200": 37, "gb200": 38}
+    assert channels == {
+        "h100": 33,
+        "h200": 33,
+        "h20": 19,
+        "b200": 37,
+        "b300": 37,
+        "gb200": 38,
+        "gb300": 38,
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -109,7 +109,11 @@ def work_of(point: Point) -> Work:
         Refused: the load is impossible.
     """
     load = Load(routing=parse(point.routing), tokens=point.tokens, seed=point.seed)
-    rows_RR = traffic.rows_RR(load, experts=point.experts, top_k=point.top_k, ep_size=point.ep_size)
+    return work_from(point, traffic.rows_RR(load, experts=point.experts, top_k=point.top_k, ep_size=point.ep_size))
+
+
+def work_from(point: Point, rows_RR: np.ndarray) -> Work:
+    """Count the work of a round whose rows `[source, target]` are known, or estimated."""
     return Work(
         peers=point.ep_size - 1,
         rank_doublings=log2(point.ep_size),

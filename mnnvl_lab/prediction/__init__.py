@@ -1,0 +1,15 @@
+"""Predict layouts that were not measured: latency with an interval, lower bound, what dominates, and the source."""
+
+from mnnvl_lab.prediction.calibration import CONFIDENCE, Calibration, FittedPart, load_calibration
+from mnnvl_lab.prediction.forecast import Forecast, ModeForecast
+from mnnvl_lab.prediction.predict import predict
+
+__all__ = [
+    "CONFIDENCE",
+    "Calibration",
+    "FittedPart",
+    "Forecast",
+    "ModeForecast",
+    "load_calibration",
+    "predict",
+]
