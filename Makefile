@@ -8,7 +8,7 @@ JOBS   ?= 2
 ARGS   ?=
 ROOT   ?=
 
-.PHONY: quickstart test lab notebooks bench soak lint clean
+.PHONY: quickstart test test-cluster lab notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
 	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
@@ -17,6 +17,9 @@ test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then th
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m 'not serial' -n $(JOBS) --dist loadgroup
 	$(BIN)/python -m pytest -m serial
+
+test-cluster: $(VENV)/.ready  ## ranks under Slurm and over SSH, on daemons that the tests start; skipped where they are not installed
+	$(BIN)/python -m pytest tests/cluster -rs
 
 lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token; ARGS="..." are passed on
 	@case "$$(id -u) $(ROOT) $(ARGS)" in 0\ 1\ *|*--allow-root*|[1-9]*) ;; *) echo "make lab: you are root, and a notebook may run any command: \
