@@ -10,7 +10,7 @@ from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.transport.exchange import Exchange
 
-ROUNDS = {"host": 3_200, "nvlink": 1_000_000, "shared_gpu": 100_000}
+ROUNDS = {"host": 640, "nvlink": 1_000_000, "shared_gpu": 100_000}
 SHAPES = {
     "host": {"max_tokens": 24, "hidden": 256, "top_k": 4},
     "nvlink": {"max_tokens": 2048, "hidden": 2048, "top_k": 8},

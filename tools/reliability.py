@@ -39,6 +39,12 @@ Faults made on purpose, and what became of them. A campaign stops at the first f
 fault counted here was. Made by `python -m tools.reliability` from the files in `data/reliability/`; `python -m
 tools.soak` runs the campaigns, also on GPUs (`--fabric nvlink --ranks 2`).
 """
+ENDURANCE_TEXT = """## Endurance
+
+Rounds with fresh routing; token counts, delays and masks are drawn anew for each block of rounds, which is replayed.
+What came, every row, id, weight and sum is compared on the device (`python -m tools.soak endurance`). Rounds are those
+of the rank that took part in most.
+"""
 HAZARDS_TEXT = """## Input that never reaches a kernel
 
 What the kernels of FlashInfer 0.7.2 would do with it (read in their sources). All of it is refused before a byte is
@@ -109,6 +115,19 @@ def deaths(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
     return groups.agg(**{"tried": "size", "median, s": "median", "worst, s": "max"}).reset_index()
 
 
+def endurance(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
+    """One row per transport: rounds, tokens of all ranks, and what was wrong."""
+    names = {"fault": "rounds of", "ranks": "EP", "rounds": "rounds", "tokens": "tokens", "rounds_per_s": "rounds/s"}
+    rows = [
+        {"fabric": fabric.split("_ep")[0], **{new: row[old] for old, new in names.items()}}
+        | {"wrong": sum(row["wrong"].values()), "device": one["provenance"]["device"]}
+        for (fabric, name), one in kept.items()
+        if name == "endurance"
+        for row in one["rows"]
+    ]
+    return pd.DataFrame(rows).replace({"rounds of": r"^endurance of "}, {"rounds of": ""}, regex=True)
+
+
 def page(kept: dict[tuple[str, str], dict]) -> str:
     hazards = pd.DataFrame(
         [{"input": h.name, "the kernels": h.unchecked, "modes": ", ".join(h.modes)} for h in HAZARDS]
@@ -126,6 +145,8 @@ def page(kept: dict[tuple[str, str], dict]) -> str:
         "\n".join(origin),
         "## Deaths and absences",
         markdown(deaths(kept), digits=2),
+        ENDURANCE_TEXT,
+        markdown(endurance(kept), digits=0),
         HAZARDS_TEXT,
         markdown(hazards),
         VARIANTS_TEXT,
