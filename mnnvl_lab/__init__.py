@@ -34,7 +34,9 @@ _HOMES = {
     "predict": "mnnvl_lab.prediction",
     "require_gpu": "mnnvl_lab.hardware",
     "require_model": "mnnvl_lab.model",
+    "read_engine": "mnnvl_lab.engines",
     "run": "mnnvl_lab.sweep",
+    "who_serves": "mnnvl_lab.serving",
     "table": "mnnvl_lab.records.styled",
 }
 __all__ = sorted(_HOMES)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,20 @@ class Layout:
                 f"tp {self.tp} x dp {self.dp} x pcp {self.pcp} x pp {self.pp} is {self.world_size} ranks: a layout "
                 f"has at most {MOST_RANKS}; use smaller sizes"
             )
+
+    @classmethod
+    def of_engine(cls, engine: str, flags: str | Sequence[str]) -> Layout:
+        """The layout that an engine's command line makes; `engines.read_engine` says what else it makes.
+
+        Args:
+            engine: `vllm`, `sglang` or `tensorrt_llm`.
+            flags: such as `--tensor-parallel-size 2 --data-parallel-size 4 --enable-expert-parallel`.
+
+        Raises:
+            Refused: an unknown engine; or a flag, with the rule and the remedy.
+        """
+        engines = import_module("mnnvl_lab.engines")  # which import this module
+        return engines.read_engine(engine, flags).layout
 
     @property
     def world_size(self) -> int:
