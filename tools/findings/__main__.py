@@ -2,6 +2,7 @@
 
 python -m tools.findings two_sided_prepare [--fixed]
 python -m tools.findings changing_size
+python -m tools.findings report             the pages of docs/findings/, from data/findings/
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-REPRODUCERS = ("two_sided_prepare", "changing_size")
+COMMANDS = ("two_sided_prepare", "changing_size", "report")
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] not in REPRODUCERS:
-        print(f"{__doc__.strip()}\n\nchoose one of: {', '.join(REPRODUCERS)}", file=sys.stderr)
+    if not arguments or arguments[0] not in COMMANDS:
+        print(f"{__doc__.strip()}\n\nchoose one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return import_module(f"tools.findings.{arguments[0]}").main(arguments[1:])
 
