@@ -36,6 +36,7 @@ _HOMES = {
     "require_model": "mnnvl_lab.model",
     "read_engine": "mnnvl_lab.engines",
     "run": "mnnvl_lab.sweep",
+    "simulate_round": "mnnvl_lab.simulate",
     "who_serves": "mnnvl_lab.serving",
     "table": "mnnvl_lab.records.styled",
 }

@@ -1,6 +1,7 @@
 """Predict layouts that were not measured: latency with an interval, lower bound, what dominates, and the source."""
 
 from mnnvl_lab.prediction.calibration import CONFIDENCE, Calibration, FittedPart, load_calibration
+from mnnvl_lab.prediction.crossings import predicted_crossings, table_crossings
 from mnnvl_lab.prediction.forecast import Forecast, ModeForecast
 from mnnvl_lab.prediction.predict import predict
 
@@ -12,4 +13,6 @@ __all__ = [
     "ModeForecast",
     "load_calibration",
     "predict",
+    "predicted_crossings",
+    "table_crossings",
 ]
