@@ -23,7 +23,7 @@ from mnnvl_lab.plots.crossover import draw as draw_crossover
 from mnnvl_lab.plots.look import STROKES
 from mnnvl_lab.plots.prediction import prediction_errors
 from mnnvl_lab.routing import Load, parse
-from tools import link_budget, page_numbers, predict
+from tools import link_budget, page_numbers, predict, two_cards
 from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, markdown, save_figure
 from tools.report_data import (
@@ -200,6 +200,8 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
             best_knobs,
             bare,
             results,
+            two_cards.two_cards,
+            two_cards.h200_errors,
         )
     }
 )
