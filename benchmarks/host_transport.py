@@ -10,9 +10,9 @@ import argparse
 import statistics
 
 from benchmarks.on_ranks import time_bytes, time_opening, time_round
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.transport.exchange import Exchange
 
 HIDDEN, EXPERTS, TOP_K = 7168, 256, 8
 MODES = {

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.on_ranks import resident_mb, time_open, time_opening
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
+from mnnvl_lab.measure.run import run
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.sweep import run
-from mnnvl_lab.transport.exchange import Exchange
 
 REPEATS = 5
 SHAPE = {"hidden": 1024, "experts": 32, "top_k": 8}

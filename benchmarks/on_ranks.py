@@ -9,13 +9,13 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.measure.check import checked_round
 from mnnvl_lab.measure.point import Point
-from mnnvl_lab.measure.work import Work
+from mnnvl_lab.measure.workload import Work
 from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.routing.traffic import rows_RR
 from mnnvl_lab.transport import open_transport
-from mnnvl_lab.transport.exchange import Exchange
 
 
 def time_round(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]:
@@ -23,7 +23,7 @@ def time_round(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]
 
     work = Work.of(rank, Point(exchange=exchange, load=Load(routing=Uniform(), tokens=exchange.max_tokens)))
     with open_transport(rank, exchange) as transport:
-        batch = transport.admit(work.batch()).batch
+        batch = transport.validate(work.batch()).batch
         partials, _ = checked_round(transport, work, batch)
         calls = {
             "prepare": lambda: transport.enqueue_prepare(batch),

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from mnnvl_lab.cli import compare, doctor, plan, plot, predict, sweep
-from mnnvl_lab.cli.words import Parser
+from mnnvl_lab.cli.arguments import Parser
 from mnnvl_lab.errors import LabError, RecordError, Refused
 
 COMMANDS = (plan, predict, sweep, plot, doctor, compare)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mnnvl_lab.postmortem import Verdict
 
 MOST_COUNT = 2**31 - 1  # the kernels count in int32
 
@@ -39,12 +38,12 @@ class WorkspaceMismatch(LabError, RuntimeError):
         arithmetic: how `ep_size` comes about, such as `DP 4 x PCP 1 x TP 2`.
     """
 
-    def __init__(self, *, kernel_words: str, phase: str, spans: int, group: str, ep_size: int, arithmetic: str):
-        self.kernel_words, self.phase = kernel_words, phase
+    def __init__(self, *, kernel_message: str, phase: str, spans: int, group: str, ep_size: int, arithmetic: str):
+        self.kernel_message, self.phase = kernel_message, phase
         self.spans, self.group, self.ep_size = spans, group, ep_size
         self.arithmetic = arithmetic
         super().__init__(
-            f"{kernel_words}\nin {phase}: workspace spans {spans} ranks (the {group.upper()} group) "
+            f"{kernel_message}\nin {phase}: workspace spans {spans} ranks (the {group.upper()} group) "
             f"but ep_size is {ep_size} = {arithmetic}: allocate it over the EP group"
         )
 
@@ -87,11 +86,11 @@ class Hang(RankTimeout):
 
     Args:
         rank, phase, cause, report: as `RankError`; the rank is the one that never arrived, where that is known.
-        verdict: what every rank showed and who waits for whom (`mnnvl_lab.postmortem.Verdict`).
+        verdict: what every rank showed and who waits for whom (`mnnvl_lab.hang.HangReport`).
     """
 
-    def __init__(self, *, rank: int, phase: str, cause: str, verdict: Verdict, report: str = ""):
-        self.verdict = verdict
+    def __init__(self, *, rank: int, phase: str, cause: str, hang_report: Any, report: str = ""):
+        self.hang_report = hang_report
         super().__init__(rank=rank, phase=phase, cause=cause, report=report)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import Refused, choose, is_whole, require_count, shown
-from mnnvl_lab.show import html_block, text_block
+from mnnvl_lab.notebook import html_block, text_block
 
 AXES = ("dp", "pp", "pcp", "tp")
 GROUP_AXES = {

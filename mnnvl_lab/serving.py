@@ -14,13 +14,13 @@ import pandas as pd
 
 from mnnvl_lab.engines import EngineSetup, sglang, tensorrt_llm, vllm
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import Gpu, domain_problems
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.limits import ONE_SIDED_MAX_RANKS, ONE_SIDED_TOP_K, TWO_SIDED_MAX_TOP_K, problems
 from mnnvl_lab.model import ALIASES, MODELS, Model, require_model
-from mnnvl_lab.need import Need
+from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.planner import Plan
-from mnnvl_lab.show import html_block, text_block
+from mnnvl_lab.workspace.kernel_limits import ONE_SIDED_MAX_RANKS, ONE_SIDED_TOP_K, TWO_SIDED_MAX_TOP_K, problems
 
 YES = "yes"
 NONE_OPENED = "opens none"
@@ -40,7 +40,7 @@ class Case:
         gpu: whose NVLink domains count.
     """
 
-    need: Need
+    need: ExchangeShape
     gpu: Gpu
 
     @property

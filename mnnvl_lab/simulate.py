@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.arguments import require_real
 from mnnvl_lab.errors import Refused, require_count, shown
 from mnnvl_lab.hardware import Gpu, require_gpu
-from mnnvl_lab.latency_model import Point
 from mnnvl_lab.model import Model, require_format, require_model
+from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.prediction.calibration import load_calibration
 from mnnvl_lab.prediction.phase_costs import row_bytes
 from mnnvl_lab.routing import Load, Routing, parse, traffic
-from mnnvl_lab.show import html_block, text_block
 
 KIND = "simulation"
 PHASES = ("dispatch", "experts", "combine")

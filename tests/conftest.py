@@ -6,9 +6,9 @@ import sys
 import pytest
 from hypothesis import settings
 
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 

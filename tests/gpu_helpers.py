@@ -3,7 +3,7 @@
 import time
 
 from mnnvl_lab.errors import WorkspaceMismatch
-from mnnvl_lab.transport.upstream import TOKENS, TOP_K, Call
+from mnnvl_lab.transport.flashinfer.upstream import TOKENS, TOP_K, Call
 
 SPIN_S = 0.3
 
@@ -11,7 +11,7 @@ SPIN_S = 0.3
 def checked(rank, point, rounds=2):
     """Rounds against the oracle; says how strict the comparison could be."""
     from mnnvl_lab.measure.check import checked_round
-    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.measure.workload import Work
     from mnnvl_lab.transport import open_transport
 
     work = Work.of(rank, point)
@@ -23,7 +23,7 @@ def growing(rank, exchange, loads):
     """Rounds of different size and routing in one workspace."""
     from mnnvl_lab.measure.check import checked_round
     from mnnvl_lab.measure.point import Point
-    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.measure.workload import Work
     from mnnvl_lab.transport import open_transport
 
     strictness = []
@@ -48,7 +48,7 @@ def changing(rank, exchange, loads, *, active_ranks=None):
         if active_ranks is not None and transport.ep_rank not in active_ranks:
             return []
         batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
-        batches = [batch if active_ranks else transport.admit(batch) for batch in batches]
+        batches = [batch if active_ranks else transport.validate(batch) for batch in batches]
         combined = []
         for load, batch in zip(loads, batches, strict=True):
             received = transport.dispatch(batch)
@@ -75,7 +75,7 @@ def enqueued_in_another_size(rank, exchange):
         said = refusal(lambda: transport.enqueue_dispatch(larger))
         transport.meet(larger)
         transport.enqueue_dispatch(larger)
-        (rows,), ids, _ = transport.landed()
+        (rows,), ids, _ = transport.received_views()
         return said, call.right(transport.enqueue_combine(call.partials(rows, ids)))
 
 
@@ -84,13 +84,13 @@ def padded_ids(rank, exchange):
     from dataclasses import replace
 
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.base import Admitted
+    from mnnvl_lab.transport.base import Validated
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
-        batch, counts = transport.admit(small_batch(call)).batch, []
+        batch, counts = transport.validate(small_batch(call)).batch, []
         for ids in (batch.experts_TK, padded(batch.experts_TK, rank)):
-            received = transport.dispatch(Admitted(batch=replace(batch, experts_TK=ids)))
+            received = transport.dispatch(Validated(batch=replace(batch, experts_TK=ids)))
             counts.append(received.counts_R[1])
             transport.combine(transport.partials_buffer(received))
         return counts
@@ -109,7 +109,7 @@ def call_of(rank):
 
 
 def small_batch(call, **more):
-    from mnnvl_lab.transport.exchange import Batch
+    from mnnvl_lab.exchange import Batch
 
     return Batch(payloads=(call.rows,), experts_TK=call.ids, weights_TK=call.weights, runtime_max_tokens=TOKENS, **more)
 
@@ -130,7 +130,7 @@ def replayed(rank, exchange):
         def one_round():
             transport.enqueue_prepare(batch)
             transport.enqueue_dispatch(batch)
-            (rows,), ids, _ = transport.landed()
+            (rows,), ids, _ = transport.received_views()
             return transport.enqueue_combine(buffer.copy_(call.partials(rows, ids)))
 
         side = torch.cuda.Stream()
@@ -156,14 +156,14 @@ def replayed(rank, exchange):
 def mismatch(rank, exchange):
     """What the kernels say to this exchange, in which phase, and what memory stays taken on this rank's GPU."""
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.symmetric import device_memory_bytes
+    from mnnvl_lab.transport.flashinfer.memory import device_memory_bytes
 
     def attempt():
         try:
             with open_transport(rank, exchange) as transport:
                 transport.dispatch(small_batch(call_of(rank)))
         except WorkspaceMismatch as error:
-            return error.kernel_words, error.phase, error.spans, error.ep_size
+            return error.kernel_message, error.phase, error.spans, error.ep_size
         return None
 
     def used():
@@ -182,14 +182,14 @@ def without_rank_1(rank, exchange):
     import torch
 
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.base import Admitted
+    from mnnvl_lab.transport.base import Validated
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
         full_round(transport, call, small_batch(call))
         if rank.index == 1:
             return None
-        received = transport.dispatch(Admitted(batch=small_batch(call, active_ranks=(0,))))
+        received = transport.dispatch(Validated(batch=small_batch(call, active_ranks=(0,))))
         combined = transport.combine(call.partials(received.payloads[0], received.experts))
         torch.cuda.synchronize()
         return received.counts_R, bool((combined == call.partials(call.rows, call.ids)).all())
@@ -212,8 +212,8 @@ def statistics(rank, exchange):
 
 def sanitized(rank, exchange):
     """Whether the ids of each source's rows stayed, and which ids the rows without a token have after `sanitize`."""
+    from mnnvl_lab.exchange import Batch
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.exchange import Batch
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
@@ -235,7 +235,7 @@ def peeked(rank, exchange):
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
-        batch = transport.admit(small_batch(call)).batch
+        batch = transport.validate(small_batch(call)).batch
         full_round(transport, call, batch)  # a kernel that is loaded or memory that is taken later waits for the spin
         flags, seconds = None, 0.0
         if rank.index == 0:
@@ -243,13 +243,13 @@ def peeked(rank, exchange):
             transport.enqueue_dispatch(batch)
             time.sleep(SPIN_S)
             start = time.perf_counter()
-            flags = {name: value.tolist() for name, value in transport.peek_flags().items()}
+            flags = {name: value.tolist() for name, value in transport.read_flags().items()}
             seconds = time.perf_counter() - start
         transport.group.barrier()
         if rank.index == 1:
             transport.enqueue_prepare(batch)
             transport.enqueue_dispatch(batch)
-        payloads, ids, _ = transport.landed()
+        payloads, ids, _ = transport.received_views()
         right = call.right(transport.enqueue_combine(call.partials(payloads[0], ids)))
         return right, flags, seconds
 

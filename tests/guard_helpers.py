@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mnnvl_lab.errors import WrongResult
 from mnnvl_lab.measure.check import check_received
-from mnnvl_lab.measure.work import Work
+from mnnvl_lab.measure.workload import Work
 from mnnvl_lab.transport import open_transport
 
 
@@ -19,7 +19,7 @@ def with_a_lost_step(rank, point, *, guarded, rounds=6):
         if not guarded:
             transport._guard._reset = lambda: None
         work = Work.of(rank, point)
-        batch = transport.admit(work.batch())
+        batch = transport.validate(work.batch())
         received = transport.dispatch(batch)
         transport._guard._words[transport.ep_rank, 0] = 2
         transport.combine(transport.partials_buffer(received))

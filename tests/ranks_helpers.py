@@ -25,7 +25,7 @@ class Kept:
 class Shared(Kept):
     """One whose `close` would wait for other ranks."""
 
-    def abandon(self):
+    def abort(self):
         self.path.write_text("abandoned")
 
 
@@ -215,7 +215,7 @@ def multiply_on_device(rank):
 
 def meet_in_turn(rank, groups):
     """What the members of each group gather, in turn; others go on to the next."""
-    from mnnvl_lab.ranks.group import Group
+    from mnnvl_lab.ranks.rank import Group
 
     said = []
     for ranks in groups:

@@ -4,7 +4,7 @@ import sys
 
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
-from mnnvl_lab.sweep import run
+from mnnvl_lab.measure.run import run
 
 SWEEP = Sweep(
     layouts=(Layout(dp=2),),

@@ -2,10 +2,10 @@
 
 import sys
 
-from mnnvl_lab import sweep as module
 from mnnvl_lab.errors import Interrupted
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep, measure
+from mnnvl_lab.measure import run as module
 from mnnvl_lab.ranks import Ranks
 
 LAYOUT = Layout(tp=2)

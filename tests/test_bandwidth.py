@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnnvl_lab import bandwidth, published
+from mnnvl_lab import datasets
+from mnnvl_lab.analysis import bandwidth
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import expert_owner
 from mnnvl_lab.routing import HotRank, Load, Uniform
@@ -66,7 +67,7 @@ def test_a_load_is_counted_token_by_token():
 
 def test_collectivex_figures_follow_from_their_latencies():
     """DeepEP V2 on H100: 6 of 384 experts, uniform; the routing is another, the traffic of 4096 tokens nearly equal."""
-    table = published.load("collectivex_h100").query(
+    table = datasets.load_published("collectivex_h100").query(
         "library == 'DeepEP V2' and format == 'bf16' and tokens == 4096 and percentile == 'p50' and phase != 'round'"
     )
     figures = table.pivot_table(index="phase", columns="quantity", values="value")
@@ -78,7 +79,12 @@ def test_collectivex_figures_follow_from_their_latencies():
 
 
 def test_published_conventions_are_known():
-    names = {c for name in published.load()["name"] for c in published.load(name)["bandwidth_convention"] if c}
+    names = {
+        c
+        for name in datasets.load_published()["name"]
+        for c in datasets.load_published(name)["bandwidth_convention"]
+        if c
+    }
     assert names - set(bandwidth.CONVENTIONS) == {"algorithm"}  # Hybrid-EP does not say more
 
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from mnnvl_lab import checkout, records
+from mnnvl_lab import datasets, records
 
 bare = pytest.importorskip("benchmarks.bare_flashinfer", reason="needs torch")
 
@@ -47,7 +47,7 @@ def test_without_out_nothing_is_written(spawned, tmp_path, monkeypatch):
 
 
 def test_the_committed_file_is_of_that_form():
-    kept = json.loads((checkout.DATA / "bare_flashinfer.json").read_text())
+    kept = json.loads((datasets.DATA / "bare_flashinfer.json").read_text())
     made = bare.document(kept["medians"], ranks=2, provenance=dict.fromkeys(FIELDS, ""))
     assert {"kind", "medians", "command", "commit", "device", "driver", "torch", "flashinfer"} <= set(kept) & set(made)
     assert list(pd.DataFrame(kept["medians"])) == list(pd.DataFrame(MEDIANS))

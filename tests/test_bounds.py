@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mnnvl_lab import recorded
+from mnnvl_lab import datasets
 from mnnvl_lab.bounds import Link, combine_bound, dispatch_bound, fullest_bytes, host_bound, round_bound
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.hardware import GPUS
 from mnnvl_lab.link_rates import NVLINK_GIGABYTES_PER_S, measured_link, nominal_link
 
-PAIR = measured_link(recorded.load("h100x2_nvlink_links", kind="links"))
+PAIR = measured_link(datasets.load_recorded("h100x2_nvlink_links", kind="links"))
 H100_PAIR = ("2 x NVIDIA H100 80GB HBM3", "NVLink x 18, 1 of 1 pairs peer to peer")
 tables = st.integers(1, 8).flatmap(lambda ranks: arrays(np.int64, (ranks, ranks), elements=st.integers(0, 10**9)))
 
@@ -80,7 +80,7 @@ def test_on_the_host_all_bytes_share_one_memory():
 
 
 def test_the_recorded_link_is_the_median_of_its_samples():
-    samples = recorded.load("h100x2_nvlink_links", kind="links").query("direction == 'both_ways'")
+    samples = datasets.load_recorded("h100x2_nvlink_links", kind="links").query("direction == 'both_ways'")
     latency_us = samples.groupby("quantity")["latency_us"].median()
     assert PAIR.stores_gigabytes_per_s == pytest.approx(2**28 / latency_us["kernel_stores"] / 1e3)
     assert PAIR.loads_gigabytes_per_s == pytest.approx(2**28 / latency_us["kernel_loads"] / 1e3)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import MODES, Batch, Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.checks import batch_problem, check_exchange
-from mnnvl_lab.transport.exchange import MODES, Batch, Exchange
+from mnnvl_lab.transport.validation import batch_problem, check_exchange
 from tests import transport_helpers as on
 from tests.wrong_batches import BEGINNINGS, changes
 

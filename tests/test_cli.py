@@ -11,14 +11,14 @@ import pytest
 
 from mnnvl_lab import records
 from mnnvl_lab.__main__ import COMMANDS, main
+from mnnvl_lab.cli.arguments import Parser
 from mnnvl_lab.cli.figures import settings
-from mnnvl_lab.cli.words import Parser
 from mnnvl_lab.errors import choose
+from mnnvl_lab.exchange import FABRICS, MODES
 from mnnvl_lab.measure import CLOCKS
 from mnnvl_lab.model import FORMATS, require_format
 from mnnvl_lab.routing import parse
-from mnnvl_lab.routing.labels import ROUTINGS
-from mnnvl_lab.transport.exchange import FABRICS, MODES
+from mnnvl_lab.routing.distributions import ROUTINGS
 from tests.test_records import origin, samples
 
 SHAPE = ["--hidden", "7168", "--experts", "256", "--top-k", "8"]
@@ -337,7 +337,7 @@ class TestSweep:
             asked.update(sweep=sweep, **options)
             return records.new_table(samples(), origin())
 
-        monkeypatch.setattr("mnnvl_lab.sweep.run", fake)
+        monkeypatch.setattr("mnnvl_lab.measure.run.run", fake)
         words = [
             "--tokens",
             "1",
@@ -362,7 +362,8 @@ class TestSweep:
     def test_three_numbers_of_tokens_are_apart(self, monkeypatch, tmp_path):
         asked = []
         monkeypatch.setattr(
-            "mnnvl_lab.sweep.run", lambda sweep, **_: asked.append(sweep) or records.new_table(samples(), origin())
+            "mnnvl_lab.measure.run.run",
+            lambda sweep, **_: asked.append(sweep) or records.new_table(samples(), origin()),
         )
         words = [*SMALL, "--dp", "4", "--modes", "One-Sided", "--out", str(tmp_path / "x.parquet")]
         counts = ["--tokens", "16", "1,4,0,128", "--runtime-max-tokens", "200", "--max-tokens", "256", "512"]
@@ -376,7 +377,7 @@ class TestSweep:
         def interrupted(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("mnnvl_lab.sweep.run", interrupted)
+        monkeypatch.setattr("mnnvl_lab.measure.run.run", interrupted)
         assert main(["sweep", *SMALL, "--out", "x.parquet"]) == 130
         assert "--resume" in capsys.readouterr().err
 

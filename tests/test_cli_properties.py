@@ -96,7 +96,7 @@ def record(tmp_path_factory):
 def no_ranks():
     """A sweep that was accepted ends here, before a process would start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnnvl_lab.sweep.run", lambda *_, **__: records.new_table(samples(), origin()))
+        patch.setattr("mnnvl_lab.measure.run.run", lambda *_, **__: records.new_table(samples(), origin()))
         yield
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnnvl_lab import conformance
 from mnnvl_lab.errors import RecordError
-from mnnvl_lab.oracle import Oracle, rounding
+from mnnvl_lab.oracle import Oracle, payload
+from tools import conformance
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "conformance").glob("*.npz"))
 RANKS = (2, 4, 8)
@@ -73,7 +73,7 @@ def test_the_oracle_says_what_the_kernels_delivered(ranks):
                 due = [rows[source][tokens] for source, tokens in oracle.received(target).items()]
                 assert arrays[f"round{index}/counts"].tolist() == [len(each) for each in due]
                 found = arrays[f"round{index}/rows"]
-                expected = bf16_bits(rounding.to_bf16(np.concatenate(due)))
+                expected = bf16_bits(payload.to_bf16(np.concatenate(due)))
                 assert sorted(map(bytes, found)) == sorted(map(bytes, expected))
 
 

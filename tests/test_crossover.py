@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnnvl_lab import crossover, recorded, records
+from mnnvl_lab import datasets, records
+from mnnvl_lab.analysis import crossover
 from mnnvl_lab.errors import Refused
 
 ORIGIN = {"schema": 1, "created_at": "2026-11-24", "device": "2 x H100", "topology": "NVLink"}
@@ -129,10 +130,10 @@ class TestCrossings:
 
 class TestFigure:
     def test_lines_are_relative_to_the_fastest(self):
-        from mnnvl_lab.plots.crossover import draw
+        from mnnvl_lab.plots.compare import fastest
 
         lines = {"one_sided": [10.0, 20, 40, 80, 160], "two_sided": [50.0] * 5}
-        ax = draw(samples(lines))
+        ax = fastest(samples(lines))
         drawn = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
         assert drawn["one-sided"] == pytest.approx([1, 1, 1, 1.6, 3.2])
         assert drawn["two-sided"] == pytest.approx([5, 2.5, 1.25, 1, 1])
@@ -140,15 +141,15 @@ class TestFigure:
         assert band.get_x() < 25 < band.get_x() + band.get_width()
 
     def test_several_loads_are_refused(self):
-        from mnnvl_lab.plots.crossover import draw
+        from mnnvl_lab.plots.compare import fastest
 
         lines = {"one_sided": [10.0] * 5, "two_sided": [9.0] * 5}
         with pytest.raises(Refused, match="format has the values bf16, mxfp8"):
-            draw(records.join([samples(lines), samples(lines, format="mxfp8")]))
+            fastest(records.join([samples(lines), samples(lines, format="mxfp8")]))
 
 
 def test_the_recorded_pair_is_judged_by_its_own_samples():
-    samples = recorded.load("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and routing == 'uniform'")
+    samples = datasets.load_recorded("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and routing == 'uniform'")
     slowest = samples.groupby(["tokens", "mode", "iteration"])["latency_us"].max()
     medians = slowest.groupby(["tokens", "mode"]).median().unstack()
     judged = crossover.table(samples).set_index("tokens")

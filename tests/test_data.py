@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mnnvl_lab import records
-from mnnvl_lab.records.tables import parts_of
+from mnnvl_lab.records.table import parts_of
 
 DATA = Path(__file__).parents[1] / "data"
 ASIDES = ("memory", "growth", "links", "knobs")

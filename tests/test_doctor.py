@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mnnvl_lab import doctor
-from mnnvl_lab.records.machine import Gpu, Gpus
+from mnnvl_lab.records.provenance import Gpu, Gpus
 
 GIB = 2**30
 PAIR = Gpus(
@@ -33,7 +33,7 @@ COMPLETE = doctor.Machine(
 
 
 def verdicts(**change):
-    return {verdict.fabric: verdict for verdict in doctor.judge(replace(COMPLETE, **change))}
+    return {verdict.fabric: verdict for verdict in doctor.check_fabrics(replace(COMPLETE, **change))}
 
 
 class TestVerdicts:
@@ -73,7 +73,7 @@ class TestVerdicts:
 
 
 class TestReport:
-    REPORT = doctor.Report(machine=COMPLETE, verdicts=doctor.judge(replace(COMPLETE, mps="")))
+    REPORT = doctor.Report(machine=COMPLETE, verdicts=doctor.check_fabrics(replace(COMPLETE, mps="")))
 
     def test_text_answers_for_each_fabric(self):
         text = str(self.REPORT)
@@ -96,17 +96,17 @@ class TestReport:
 
 
 def test_this_machine_runs_the_host_fabric():
-    report = doctor.examine()
+    report = doctor.check_machine()
     assert report.to_dict()["fabrics"]["host"]["usable"]
     assert report.machine.cores >= 1
     assert report.machine.memory_bytes > GIB
 
 
 def test_compiled_kernels_are_found_in_the_cache(tmp_path, monkeypatch):
-    from mnnvl_lab.records.machine import version_of
+    from mnnvl_lab.records.provenance import version_of
 
     folder = tmp_path / ".cache" / "flashinfer" / (version_of("flashinfer-python") or "0") / "90a" / "cached_ops"
     (folder / "comm").mkdir(parents=True)
     (folder / "comm" / "comm.so").touch()
     monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", str(tmp_path))
-    assert doctor.look().kernels["comm"].endswith("comm.so")
+    assert doctor.read_machine().kernels["comm"].endswith("comm.so")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.faults import endurance
 from mnnvl_lab.faults.endurance_check import wrong_rounds
 from mnnvl_lab.faults.endurance_load import KINDS, BlockTensors, Staged, Tables, routing
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.transport.exchange import Exchange
 from tests import ranks_helpers
 
 CPU = torch.device("cpu")

@@ -56,12 +56,12 @@ def test_any_value_can_be_shown():
 
 
 def test_look_ups_of_variants_and_hazards_refuse_what_is_unknown():
-    from mnnvl_lab.faults.hazards import HAZARDS, require_hazard
-    from mnnvl_lab.transport.broken import VARIANTS, require_variant
+    from mnnvl_lab.faults.broken_protocols import VARIANTS, require_variant
+    from mnnvl_lab.faults.invalid_inputs import INVALID_INPUTS, require_invalid_input
 
-    assert require_hazard(HAZARDS[0].name.upper()) is HAZARDS[0]
+    assert require_invalid_input(INVALID_INPUTS[0].name.upper()) is INVALID_INPUTS[0]
     assert require_variant(VARIANTS[0].name.lower()) is VARIANTS[0]
-    with pytest.raises(Refused, match="hazard 'negative' is not known: did you mean negative expert id"):
-        require_hazard("negative")
+    with pytest.raises(Refused, match="invalid input 'negative' is not known: did you mean negative expert id"):
+        require_invalid_input("negative")
     with pytest.raises(Refused, match="variant None is not known"):
         require_variant(None)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mnnvl_lab.exercise import check
+from mnnvl_lab.notebook import check
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mnnvl_lab.exchange import Batch, Exchange
 from mnnvl_lab.layout import Layout, expert_owner, expert_range
-from mnnvl_lab.transport.checks import batch_problem
-from mnnvl_lab.transport.exchange import Batch, Exchange
-from mnnvl_lab.transport.expert_ids import ids_problem, kernel_target
+from mnnvl_lab.transport.validation import batch_problem, ids_problem, kernel_target
 
 SHAPES = [(experts, ep_size) for ep_size in range(1, 9) for experts in (*range(ep_size, 3 * ep_size + 2), 256, 384)]
 

@@ -8,15 +8,14 @@ import time
 import pytest
 
 from mnnvl_lab.errors import Hang, RankError
-from mnnvl_lab.faults import absence, death
-from mnnvl_lab.faults.death import Death, die_while_measuring
-from mnnvl_lab.faults.hazard import BOTH
-from mnnvl_lab.faults.hazards import hazards
-from mnnvl_lab.faults.trials import Trial, run_trials
+from mnnvl_lab.faults import crashes, hangs
+from mnnvl_lab.faults.crashes import Crash, crash_while_measuring
+from mnnvl_lab.faults.fuzz import FuzzCase, run_fuzz_cases
+from mnnvl_lab.faults.invalid_inputs import BOTH, invalid_inputs
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
 from tests.test_fuzz import require_due
 
 GPUS = count_visible_gpus()
@@ -47,14 +46,14 @@ def used_bytes() -> int:
 @pytest.mark.parametrize("phase", ["dispatch", "combine"])
 @pytest.mark.parametrize("mode", BOTH)
 def test_a_rank_that_stays_away_is_named_beside_the_spinning_kernel(ranks, mode, phase):
-    point = absence.small_point(PAIR, mode=mode)
+    point = hangs.small_point(PAIR, mode=mode)
     ranks.run(measure_point, point, timeout_s=FIRST_S)
     began_s = time.monotonic()
     with pytest.raises(Hang) as caught:
-        ranks.run(absence.stay_away, point, absent=1, phase=phase, round_limit_s=LIMIT_S)
+        ranks.run(hangs.stay_away, point, culprits=1, phase=phase, round_limit_s=LIMIT_S)
     assert time.monotonic() - began_s < LIMIT_S + 1 + 1  # a second for the rounds before it
     verdict = caught.value.verdict
-    assert verdict.absent == (1,)
+    assert verdict.culprits == (1,)
     assert [snapshot.trouble for snapshot in verdict.snapshots.values()] == ["", ""]
     if mode == "one_sided":
         epoch = {"dispatch": 7, "combine": 8}[phase]
@@ -65,37 +64,37 @@ def test_a_rank_that_stays_away_is_named_beside_the_spinning_kernel(ranks, mode,
 
 
 @pytest.mark.parametrize(
-    ("mode", "doom"),
+    ("mode", "target"),
     [
-        ("one_sided", Death(rank=1, phase="dispatch", cause="SIGKILL")),
-        ("two_sided", Death(rank=0, phase="combine", cause="exit")),
-        ("one_sided", Death(rank=1, phase="after dispatch", cause="cuda")),
-        ("two_sided", Death(rank=1, phase="timing", cause="SIGKILL")),
-        ("one_sided", Death(rank=0, phase="close", cause="exit")),
-        ("two_sided", Death(rank=0, phase="open", cause="memory")),
-        ("one_sided", Death(rank=0, phase="after dispatch", cause="memory")),
+        ("one_sided", Crash(rank=1, phase="dispatch", cause="SIGKILL")),
+        ("two_sided", Crash(rank=0, phase="combine", cause="exit")),
+        ("one_sided", Crash(rank=1, phase="after dispatch", cause="cuda")),
+        ("two_sided", Crash(rank=1, phase="timing", cause="SIGKILL")),
+        ("one_sided", Crash(rank=0, phase="close", cause="exit")),
+        ("two_sided", Crash(rank=0, phase="open", cause="memory")),
+        ("one_sided", Crash(rank=0, phase="after dispatch", cause="memory")),
     ],
-    ids=lambda value: f"{value.cause} in {value.phase}" if isinstance(value, Death) else value,
+    ids=lambda value: f"{value.cause} in {value.phase}" if isinstance(value, Crash) else value,
 )
-def test_a_death_is_named_and_the_next_call_works(ranks, mode, doom):
-    point = absence.small_point(PAIR, mode=mode)
+def test_a_death_is_named_and_the_next_call_works(ranks, mode, target):
+    point = hangs.small_point(PAIR, mode=mode)
     ranks.run(measure_point, point, timeout_s=FIRST_S)
     began_s = time.monotonic()
-    with pytest.raises(RankError, match=death.WORDS[doom.cause]) as caught:
-        ranks.run(die_while_measuring, point, doom)
+    with pytest.raises(RankError, match=crashes.WORDS[target.cause]) as caught:
+        ranks.run(crash_while_measuring, point, target)
     assert time.monotonic() - began_s < NAMED_WITHIN_S
-    assert caught.value.rank == doom.rank
-    assert caught.value.phase.startswith(doom.phase)
+    assert caught.value.rank == target.rank
+    assert caught.value.phase.startswith(target.phase)
     assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
 
 
 @pytest.mark.parametrize("mode", BOTH)
 def test_a_rank_that_fails_beside_its_spinning_kernel_is_named_and_replaced(ranks, mode):
-    point = absence.small_point(PAIR, mode=mode)
+    point = hangs.small_point(PAIR, mode=mode)
     ranks.run(measure_point, point, timeout_s=FIRST_S)
     began_s = time.monotonic()
     with pytest.raises(RankError, match="failed beside its own kernel") as caught:
-        ranks.run(absence.fail_beside_kernel, point, failing=1)
+        ranks.run(hangs.fail_beside_kernel, point, failing=1)
     assert time.monotonic() - began_s < NAMED_WITHIN_S
     assert caught.value.rank == 1
     assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
@@ -103,11 +102,11 @@ def test_a_rank_that_fails_beside_its_spinning_kernel_is_named_and_replaced(rank
 
 def test_memory_of_killed_ranks_comes_back():
     before = used_bytes()
-    point = absence.small_point(PAIR)
+    point = hangs.small_point(PAIR)
     with Ranks(PAIR, fabric=FABRIC) as ranks:
         ranks.run(measure_point, point, timeout_s=FIRST_S)
         with pytest.raises(Hang):
-            ranks.run(absence.stay_away, point, absent=0, phase="dispatch", round_limit_s=LIMIT_S)
+            ranks.run(hangs.stay_away, point, culprits=0, phase="dispatch", round_limit_s=LIMIT_S)
     deadline_s = time.monotonic() + 5
     while used_bytes() > before + SLACK_BYTES and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -117,17 +116,19 @@ def test_memory_of_killed_ranks_comes_back():
 @pytest.mark.parametrize("mode", BOTH)
 def test_every_hazard_is_refused_and_the_transport_goes_on(ranks, mode):
     chosen = [
-        Trial(mode=mode, tokens=(5, 3), experts=16, top_k=4, hidden=64, hazard=hazard.name, victim=index % 2)
-        for index, hazard in enumerate(hazards(mode))
+        FuzzCase(
+            mode=mode, tokens=(5, 3), experts=16, top_k=4, hidden=64, invalid_input=invalid_input.name, target=index % 2
+        )
+        for index, invalid_input in enumerate(invalid_inputs(mode))
     ]
-    require_due(chosen, ranks.run(run_trials, chosen, timeout_s=FIRST_S))
+    require_due(chosen, ranks.run(run_fuzz_cases, chosen, timeout_s=FIRST_S))
 
 
 def test_the_living_go_on_without_the_dead(ranks):
-    point = absence.small_point(PAIR, enable_rank_mask=True)
-    ranks.run(absence.open_and_keep, point, timeout_s=FIRST_S)
+    point = hangs.small_point(PAIR, enable_rank_mask=True)
+    ranks.run(hangs.open_and_keep, point, timeout_s=FIRST_S)
     ranks.kill(1)
-    [latencies_us] = ranks.run(absence.live_on, point, (0,), only=[0])
+    [latencies_us] = ranks.run(hangs.live_on, point, (0,), only=[0])
     assert len(latencies_us) == 3
     ranks.kill(0)  # so that both start afresh
-    assert len(ranks.run(measure_point, absence.small_point(PAIR), timeout_s=FIRST_S)) == 2
+    assert len(ranks.run(measure_point, hangs.small_point(PAIR), timeout_s=FIRST_S)) == 2

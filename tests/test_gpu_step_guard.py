@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from mnnvl_lab.exchange import Exchange
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.measure.run import measure
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange
 from tests import guard_helpers
 
 GPUS = count_visible_gpus()

@@ -3,14 +3,14 @@
 import pytest
 
 from mnnvl_lab.errors import Refused, SmLimitFixed, WorkspaceMismatch
+from mnnvl_lab.exchange import Exchange
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange
-from mnnvl_lab.transport.footprint import footprint
-from mnnvl_lab.transport.upstream import EXPERTS_PER_RANK, HIDDEN, LAYERS, TOKENS, TOP_K, attempt
+from mnnvl_lab.transport.flashinfer.memory import footprint
+from mnnvl_lab.transport.flashinfer.upstream import EXPERTS_PER_RANK, HIDDEN, LAYERS, TOKENS, TOP_K, attempt
 from tests import gpu_helpers as on
 
 GPUS = count_visible_gpus()
@@ -144,7 +144,7 @@ def test_an_enqueued_round_of_another_size_is_refused_until_ranks_have_met(two):
 
 @pytest.mark.parametrize("mode", GPU_MODES)
 def test_unchecked_ids_of_minus_1_send_a_token_to_rank_0_as_one_row(two, mode):
-    """What `faults.hazards` says of them. Every token goes to both ranks; the padded one leaves rank 1 out."""
+    """What `faults.invalid_inputs` says of them. Every token goes to both ranks; the padded one leaves rank 1 out."""
     (to_0, to_0_padded), (to_1, to_1_padded) = two.run(on.padded_ids, small(mode, two.layout), timeout_s=FIRST_S)
     assert to_0_padded == to_0 == TOKENS
     assert to_1_padded == to_1 - 1

@@ -17,7 +17,7 @@ import pytest
 from mnnvl_lab.errors import HelperDied, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.processes.ownership import marked_processes
-from mnnvl_lab.ranks import Ranks, resources
+from mnnvl_lab.ranks import Ranks, arguments
 from mnnvl_lab.ranks.cluster import Cluster
 from mnnvl_lab.ranks.controller import Controller
 from tests import ranks_helpers as on
@@ -42,7 +42,7 @@ def helper(ranks, name) -> psutil.Process:
         "controller": lambda: controller,
         "heartbeat": lambda: children[0],
         "fork server": lambda: psutil.Process(cluster._engines._process.pid),
-        "reaper": lambda: psutil.Process(cluster._warden.pid),
+        "reaper": lambda: psutil.Process(cluster._reaper.pid),
     }
     return processes[name]()
 
@@ -85,7 +85,7 @@ def test_within_a_call_it_is_named_as_what_it_is(pair, name):
 
 
 def test_a_rank_that_never_finishes_the_lost_call_is_replaced(pair, monkeypatch):
-    monkeypatch.setattr("mnnvl_lab.ranks.crew.REACH_LIMIT_S", 2)
+    monkeypatch.setattr("mnnvl_lab.ranks.pool.REACH_LIMIT_S", 2)
     pids = pair.run(on.pid)
     threading.Timer(0.5, helper(pair, "controller").kill).start()
     with pytest.raises(HelperDied):
@@ -305,9 +305,9 @@ def test_too_few_open_files_are_refused_before_anything_starts():
 def test_as_many_open_files_as_are_asked_for_are_enough():
     """The rule that refuses is not wrong in the other direction: with just enough, a call works."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = resources.CONTROLLER_FILES + resources.RANK_FILES * 2
+    needed = arguments.CONTROLLER_FILES + arguments.RANK_FILES * 2
     resource.setrlimit(
-        resource.RLIMIT_NOFILE, (max(needed, psutil.Process().num_fds() + resources.NOTEBOOK_FILES), hard)
+        resource.RLIMIT_NOFILE, (max(needed, psutil.Process().num_fds() + arguments.NOTEBOOK_FILES), hard)
     )
     try:
         with Ranks(PAIR) as ranks:

@@ -16,9 +16,9 @@ from jupyter_client.manager import start_new_kernel
 from mnnvl_lab import records
 from mnnvl_lab.errors import Interrupted, RankError
 from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.run import run
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.interrupts import hold_interrupts
-from mnnvl_lab.sweep import run
 from tests import ranks_helpers as on
 from tests import sweep_to_interrupt
 
@@ -223,7 +223,7 @@ def test_points_survive_an_error_of_a_later_one(host_ranks, monkeypatch):
             return ranks.run(on.fail_on, 1)
         return sweep_to_interrupt.measure(point, ranks)
 
-    monkeypatch.setattr("mnnvl_lab.sweep.measure", measure)
+    monkeypatch.setattr("mnnvl_lab.measure.run.measure", measure)
     with pytest.raises(RankError, match="no luck on 1") as caught:
         run(sweep_to_interrupt.SWEEP, ranks=host_ranks, progress=False)
     assert caught.value.table["tokens"].unique().tolist() == [1, 2]
@@ -257,7 +257,7 @@ def test_two_interrupts_end_no_less_than_one(monkeypatch):
             kill(processes)
 
         monkeypatch.setattr(ranks._cluster, "kill", interrupted_kill)
-        monkeypatch.setattr("mnnvl_lab.ranks.crew.gather", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr("mnnvl_lab.ranks.pool.gather", lambda *a, **k: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
             ranks.run(on.sleep_on, 1, 60)
         monkeypatch.undo()

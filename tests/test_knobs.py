@@ -2,12 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mnnvl_lab import knobs, records
+from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.knobs import SETTINGS, Setting
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling
 from mnnvl_lab.model import Model
+from tools import tuning
+from tools.tuning import SETTINGS, Setting
 
 TINY = Model(
     name="tiny", hidden=256, experts=8, top_k=2, moe_layers=1, kv_bytes_per_token=1, source="made up for this test"
@@ -24,7 +25,7 @@ def samples(setting: Setting, latency_us: float, *, tokens: int = 16, seed: int 
         "top_k": 2,
         "routing": "uniform",
     }
-    own = {name: getattr(setting, name) for name in knobs.KNOBS}
+    own = {name: getattr(setting, name) for name in tuning.KNOBS}
     rows = [
         load | own | {"iteration": i, "rank": rank, "latency_us": latency_us + noise[i] - (1 - rank)}
         for i in range(20)
@@ -34,12 +35,12 @@ def samples(setting: Setting, latency_us: float, *, tokens: int = 16, seed: int 
 
 
 def test_settings_that_fix_a_process_never_share_one():
-    for batch in knobs.starts(SETTINGS):
+    for batch in tuning.starts(SETTINGS):
         for mode in ("one_sided", "two_sided"):
             assert len({s.of_process for s in batch if s.mode == mode}) <= 1
-    assert sorted(map(str, SETTINGS)) == sorted(str(s) for batch in knobs.starts(SETTINGS) for s in batch)
-    assert len(knobs.starts(SETTINGS)) <= 5
-    assert {Setting(mode="one_sided"), Setting(mode="two_sided")} <= set(knobs.starts(SETTINGS)[0])
+    assert sorted(map(str, SETTINGS)) == sorted(str(s) for batch in tuning.starts(SETTINGS) for s in batch)
+    assert len(tuning.starts(SETTINGS)) <= 5
+    assert {Setting(mode="one_sided"), Setting(mode="two_sided")} <= set(tuning.starts(SETTINGS)[0])
 
 
 def test_block_sizes_reach_the_processes_by_the_names_that_the_kernels_read():
@@ -57,7 +58,7 @@ def test_gains_are_over_the_default_of_the_mode_and_load():
         [samples(one, 100), samples(wide, 80, seed=1), samples(two, 200), samples(one, 50, tokens=1)],
         ignore_index=True,
     )
-    found = knobs.gains(table).set_index(["mode", "tokens", "setting"])
+    found = tuning.gains(table).set_index(["mode", "tokens", "setting"])
     assert found.loc[("one_sided", 16, "combine_block 512"), "gain_percent"] == pytest.approx(20, abs=0.3)
     assert found.loc[("one_sided", 16, "combine_block 512"), "different"]
     assert found.loc[("two_sided", 16, "default"), "gain_percent"] == 0
@@ -73,13 +74,13 @@ def test_best_leaves_out_what_changes_the_numbers():
         Setting(mode="one_sided", without_pdl=True): 103,
     }
     table = pd.concat([samples(s, us) for s, us in settings.items()], ignore_index=True)
-    assert knobs.best(table)["setting"].tolist() == ["default"]
-    assert knobs.best(table, same_numbers=False)["setting"].tolist() == ["format nvfp4"]
+    assert tuning.best(table)["setting"].tolist() == ["default"]
+    assert tuning.best(table, same_numbers=False)["setting"].tolist() == ["format nvfp4"]
 
 
 def test_without_a_default_there_is_no_gain():
     with pytest.raises(Refused, match="lacks its default"):
-        knobs.gains(samples(Setting(mode="one_sided", staged=True), 100))
+        tuning.gains(samples(Setting(mode="one_sided", staged=True), 100))
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +98,12 @@ def recorded(tmp_path_factory):
 
 def test_settings_are_measured_and_not_again(recorded):
     path, settings, how = recorded
-    first = knobs.record(path, settings=settings[:3], **how)
-    again = knobs.record(path, settings=settings, **how)
+    first = tuning.record(path, settings=settings[:3], **how)
+    again = tuning.record(path, settings=settings, **how)
     assert len(again) > len(first)
     assert again.iloc[: len(first)]["latency_us"].tolist() == first["latency_us"].tolist()
     assert again.groupby("staged")["payload_in_workspace"].unique().loc[True].tolist() == [False]
-    assert set(knobs.gains(records.load_aside(path, kind="knobs"))["setting"]) == {
+    assert set(tuning.gains(records.load_auxiliary(path, kind="knobs"))["setting"]) == {
         "default",
         "staged True",
         "low_precision_combine True",
@@ -111,11 +112,11 @@ def test_settings_are_measured_and_not_again(recorded):
 
 def test_knobs_of_shared_gpus_are_refused(recorded, tmp_path):
     with pytest.raises(Refused, match="shared_gpu"):
-        knobs.record(tmp_path / "x", **recorded[2] | {"fabric": "shared_gpu"})
+        tuning.record(tmp_path / "x", **recorded[2] | {"fabric": "shared_gpu"})
 
 
 def test_another_device_is_refused():
     here, there = samples(Setting(mode="one_sided"), 1), samples(Setting(mode="one_sided"), 1)
     here.attrs, there.attrs = ({"mnnvl_lab": {"device": name}} for name in ("a", "b"))
     with pytest.raises(RecordError, match="device differs"):
-        knobs._joined(here, there)
+        tuning._joined(here, there)

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnnvl_lab import checkout, recorded, records
-from mnnvl_lab import latency_model as lm
+from mnnvl_lab import datasets, records
+from mnnvl_lab.analysis import latency_model as lm
+from mnnvl_lab.analysis.latency_model import solve
+from mnnvl_lab.analysis.latency_model.evaluate import gpu_count
+from mnnvl_lab.analysis.latency_model.work import per_gpu
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.latency_model import solve
-from mnnvl_lab.latency_model.data import gpu_count
-from mnnvl_lab.latency_model.work import per_gpu
-from mnnvl_lab.plots.prediction import prediction_errors
-from tools import judge, latency_report, predict, report_data
+from mnnvl_lab.plots.compare import prediction_errors
+from tools import evaluate, latency_report, predict, report_data
 
 MEDIANS = Path(__file__).parent / "data" / "graph_medians.csv"  # two H100 over NVLink, November 2026
 SHAPE = {"hidden": 7168, "experts": 256, "top_k": 8}
-SETS = sorted(path for path in (checkout.DATA / "predictions").iterdir() if path.is_dir())
+SETS = sorted(path for path in (datasets.DATA / "predictions").iterdir() if path.is_dir())
 FIRST_SET = {"model.json": "6b7417cdcd43", "nvlink-h100-ep4.csv": "45f696b3497c", "nvlink-h100-ep8.csv": "f5fccbe6cc6c"}
 
 pytestmark = pytest.mark.xdist_group("latency_model")  # side by side, another process would fit the models again
@@ -149,7 +149,7 @@ class TestFit:
     def test_points_held_against_a_model_leave_it_as_it_is(self, observed):
         of_mode = [o for o in observed if o.point.mode == "one_sided"]
         model = lm.fit(of_mode[:-1])
-        table = lm.held_against(model, [*of_mode[-1:], *(o for o in observed if o.point.mode == "two_sided")])
+        table = lm.holdout_errors(model, [*of_mode[-1:], *(o for o in observed if o.point.mode == "two_sided")])
         assert table["predicted_us"].tolist() == pytest.approx([model.predict(of_mode[-1].point).latency_us])
         assert table["latency_us"].tolist() == [of_mode[-1].latency_us]
 
@@ -300,7 +300,9 @@ class TestTool:
 
     def test_files_without_rounds_of_graphs_are_left_out_aloud(self, tmp_path, capsys):
         eager = records.save(samples(pd.read_csv(MEDIANS).head(3), clock="eager"), tmp_path / "eager.parquet")
-        aside = records.save_aside(samples(pd.read_csv(MEDIANS).head(3)).assign(knob=1), tmp_path / "x", kind="knobs")
+        aside = records.save_auxiliary(
+            samples(pd.read_csv(MEDIANS).head(3)).assign(knob=1), tmp_path / "x", kind="knobs"
+        )
         assert predict.read([eager, aside]) == {}
         assert capsys.readouterr().err.count("left out") == 2
 
@@ -326,7 +328,7 @@ class TestJudge:
         return lm.frame(made)
 
     def test_errors_are_those_that_were_made(self, eight):
-        table = lm.judged(self.predictions(eight, (1.0, 1.2, 0.95)), lm.observations(samples(eight)))
+        table = lm.evaluated(self.predictions(eight, (1.0, 1.2, 0.95)), lm.observations(samples(eight)))
         assert table["error_percent"].tolist() == pytest.approx([0, 20, -5], abs=0.1)
         assert table["inside"].tolist() == [True, False, True]
         (line,) = lm.score(table).to_dict("records")
@@ -336,21 +338,21 @@ class TestJudge:
     def test_only_what_was_predicted_is_judged(self, eight):
         predictions = self.predictions(eight, (1, 1, 1))
         with pytest.raises(Refused, match="was predicted"):
-            lm.judged(predictions, lm.observations(samples(eight, routing="zipf:1.2")))
+            lm.evaluated(predictions, lm.observations(samples(eight, routing="zipf:1.2")))
         with pytest.raises(Refused, match="kind 'prediction'"):
-            lm.judged(eight, lm.observations(samples(eight)))
+            lm.evaluated(eight, lm.observations(samples(eight)))
 
     def test_records_of_another_gpu_are_compared_with_its_own_predictions(self, tmp_path, capsys):
         pair = samples(pd.read_csv(MEDIANS).query("fabric == 'nvlink'"))
         pair.attrs["mnnvl_lab"] = pair.attrs["mnnvl_lab"] | {"device": "2 x NVIDIA H200"}
-        assert judge.main([str(records.save(pair, tmp_path / "pair.parquet"))]) == 0
+        assert evaluate.main([str(records.save(pair, tmp_path / "pair.parquet"))]) == 0
         said = capsys.readouterr().out
         assert "predicted for H200; recorded on 2 x NVIDIA H200" in said
         assert said.count("\n## ") == 1
 
     def test_every_committed_set_of_predictions_is_judged(self, eight, tmp_path, capsys):
         path = records.save(samples(eight), tmp_path / "eight.parquet")
-        assert judge.main([str(path)]) == 0
+        assert evaluate.main([str(path)]) == 0
         sections = capsys.readouterr().out.split("\n## ")[1:]
         sets = [folder for folder in SETS if (folder / "nvlink-h100-ep8.csv").exists()]
         assert len(sections) == len(sets) == 2
@@ -362,9 +364,9 @@ class TestJudge:
             assert "0 recorded points were not predicted" in text
 
     def test_what_cannot_be_judged_is_said(self, tmp_path, capsys):
-        pair = str(checkout.DATA / f"{report_data.PAIR}.parquet")
-        assert judge.main([pair]) == 1
-        assert judge.main([pair, "--predictions", str(tmp_path)]) == 1
+        pair = str(datasets.DATA / f"{report_data.PAIR}.parquet")
+        assert evaluate.main([pair]) == 1
+        assert evaluate.main([pair, "--predictions", str(tmp_path)]) == 1
         assert "no CSV files" in capsys.readouterr().err
 
 
@@ -374,7 +376,7 @@ class TestCommitted:
     @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
     def test_each_set_names_the_records_it_was_fitted_to(self, folder):
         about = json.loads((folder / "model.json").read_text())
-        names = {f"{name}.parquet": checkout.DATA / f"{name}.parquet" for name in report_data.FITTED_TO}
+        names = {f"{name}.parquet": datasets.DATA / f"{name}.parquet" for name in report_data.FITTED_TO}
         assert {o["file"]: o["sha256"] for o in about["training"]} == {n: predict.sha256(p) for n, p in names.items()}
         assert about["created_at"].startswith(folder.name[:10])
 
@@ -389,7 +391,7 @@ class TestCommitted:
 
     def test_the_first_set_is_as_it_was_before_anything_was_measured(self):
         """Its digests, from the commit that brought it."""
-        first = checkout.DATA / "predictions" / "2026-11-24-one-start"
+        first = datasets.DATA / "predictions" / "2026-11-24-one-start"
         digests = {path.name: predict.sha256(path)[:12] for path in sorted(first.iterdir())}
         assert digests == FIRST_SET
 
@@ -431,7 +433,7 @@ class TestReport:
         assert values[1] == pytest.approx(1e3 * megabytes / rate, rel=2e-3)
 
     def test_results_are_medians_of_the_slowest_rank(self):
-        samples = recorded.load(report_data.PAIR)
+        samples = datasets.load_recorded(report_data.PAIR)
         chosen = samples.query("mode == 'two_sided' and clock == 'graph' and tokens == 4096 and routing == 'uniform'")
         expected = np.median(chosen.pivot(index="iteration", columns="rank", values="latency_us").max(axis=1))
         row = next(line for line in latency_report.results().splitlines() if line.startswith("| two_sided | 4096 "))

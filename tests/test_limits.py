@@ -2,14 +2,14 @@
 
 import pytest
 
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.limits import problems, runtime_max_problem, runtime_max_step
-from mnnvl_lab.need import Need
+from mnnvl_lab.workspace.kernel_limits import problems, runtime_max_problem, runtime_max_step
 
 
 def need(**changes):
     shape = {"layout": Layout(dp=4), "max_tokens": 64, "hidden": 7168, "experts": 256, "top_k": 8}
-    return Need(**(shape | changes))
+    return ExchangeShape(**(shape | changes))
 
 
 @pytest.mark.parametrize("mode", ["one_sided", "two_sided", "all_to_all"])

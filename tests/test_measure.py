@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from mnnvl_lab.errors import Refused, WrongResult
+from mnnvl_lab.exchange import Exchange, Received
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Delay, Point, Sampling, Sweep, measure
 from mnnvl_lab.measure.check import check_combined, check_received
 from mnnvl_lab.measure.clocks import ANNOTATION, Sample, require_cuda, spans
-from mnnvl_lab.measure.samples import collect, median_uncertainty
-from mnnvl_lab.measure.work import Work
+from mnnvl_lab.measure.run import collect, median_uncertainty
+from mnnvl_lab.measure.workload import Work
 from mnnvl_lab.oracle import Oracle, payload
 from mnnvl_lab.records import slowest_rank
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange, Received
 
 EP_SIZE, EXPERTS, TOP_K, HIDDEN = 3, 7, 4, 32
 

@@ -9,16 +9,16 @@ import PIL.Image
 import pytest
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point
-from mnnvl_lab.measure.live import NAMELESS, STALE, UNTOUCHED, VALID, watch_rounds
-from mnnvl_lab.measure.memory import Entry, ledger_table, measure_ledger
-from mnnvl_lab.measure.readings import LISTS_MAPPINGS
-from mnnvl_lab.plots.live_region import film, live_region, play, strip
+from mnnvl_lab.measure.capture import capture_rounds
+from mnnvl_lab.measure.memory import LISTS_MAPPINGS, Entry, ledger_table, measure_ledger
 from mnnvl_lab.plots.memory_ledger import memory_ledger
+from mnnvl_lab.plots.workspace import film, live_region, play, strip
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange
+from mnnvl_lab.workspace.snapshot import NAMELESS, STALE, UNTOUCHED, VALID
 
 MIB = 1 << 20
 
@@ -111,7 +111,7 @@ def test_rows_of_an_earlier_larger_round_are_stale(host_ranks):
     rounds = [Point(exchange=exchange, load=Load(routing=Uniform(), tokens=(6, 6), seed=seed)) for seed in (0, 1)]
     rounds[1] = replace(rounds[1], load=replace(rounds[1].load, tokens=(6, 2)))
     host_ranks.use(exchange.layout)
-    for rank, shots in enumerate(host_ranks.run(watch_rounds, rounds)):
+    for rank, shots in enumerate(host_ranks.run(capture_rounds, rounds)):
         assert [shot.epoch for shot in shots] == [0, 1, 2, 3, 4]
         opened, _, first, dispatched, second = shots
         assert (opened.dispatch_RM == UNTOUCHED).all()
@@ -143,12 +143,12 @@ def _slots_of(shot):
 
 def test_only_one_sided_rows_have_a_place_to_watch(host_ranks):
     with pytest.raises(Refused, match="two_sided"):
-        host_ranks.run(watch_rounds, [point("two_sided")])
+        host_ranks.run(capture_rounds, [point("two_sided")])
 
 
 def test_frames_show_every_moment(host_ranks):
     host_ranks.use(Layout(dp=2))
-    shots = host_ranks.run(watch_rounds, [point(tokens=4)])[0]
+    shots = host_ranks.run(capture_rounds, [point(tokens=4)])[0]
     moments = [shot.moment for shot in shots]
     figure = strip(shots)
     assert all(

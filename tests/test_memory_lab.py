@@ -7,7 +7,7 @@ import pytest
 
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner import plan
-from mnnvl_lab.records import load_aside
+from mnnvl_lab.records import load_auxiliary
 
 DATA = Path(__file__).parent.parent / "data"
 CASE = ["mode", "format", "tokens", "rank"]
@@ -23,7 +23,7 @@ def recorded(kind):
 
 @pytest.fixture
 def table(request):
-    return load_aside(request.param, kind="memory")
+    return load_auxiliary(request.param, kind="memory")
 
 
 ledgers = pytest.mark.parametrize("table", recorded("memory"), indirect=True)
@@ -68,7 +68,7 @@ def test_the_planner_says_what_was_taken(table):
 
 @growths
 def test_the_cache_keeps_every_workspace_and_the_lab_keeps_one(path):
-    for row in load_aside(path, kind="growth").itertuples():
+    for row in load_auxiliary(path, kind="growth").itertuples():
         sizes = [after - before for before, after in zip((0, *row.predicted_bytes), row.predicted_bytes, strict=False)]
         assert list(row.predicted_bytes) == list(accumulate(sizes))
         assert all(size % GRANULARITY == 0 for size in sizes)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.oracle import Oracle, combine, dispatch, expert_gain, partial_gain, payload, reduce_slots
+from mnnvl_lab.oracle import Oracle, expert_factor, kernel_rules, partial_factor, payload, reduce_slots
 from mnnvl_lab.routing import HotRank, Load, Replay, Uniform
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -113,11 +113,11 @@ class Dense:
 
     def partial(self, source, token, target):
         x = payload.rows(seed=self.load.seed, rank=source, tokens=token + 1, hidden=self.hidden)[token]
-        gain = np.float32(0)
+        factor = np.float32(0)
         for k, expert in enumerate(self.chosen[source][token]):
             if self.owner[expert] == target:
-                gain = gain + self.weights[source][token, k] * np.float32(1 + expert * 45 % 128 / 128)
-        sent = torch.from_numpy(x * gain).to(self.dtype).float()
+                factor = factor + self.weights[source][token, k] * np.float32(1 + expert * 45 % 128 / 128)
+        sent = torch.from_numpy(x * factor).to(self.dtype).float()
         if self.fp8:
             sent = sent.clamp(-448, 448).to(torch.float8_e4m3fn).float()
         return sent.numpy()
@@ -235,14 +235,14 @@ def test_a_dead_rank_is_left_out():
 def test_worked_example_of_targets():
     """7 experts on 2 ranks: rank 0 owns 0 to 3."""
     chosen = np.array([[6, 0, 5, 1], [0, 1, 2, 3], [3, 4, 0, 6]])
-    targets = dispatch.target_ranks(chosen, experts=7, ep_size=2)
+    targets = kernel_rules.target_ranks(chosen, experts=7, ep_size=2)
     assert targets.tolist() == [[1, 0, -1, -1], [0, -1, -1, -1], [0, 1, -1, -1]]
-    assert dispatch.sent_tokens(targets, 1).tolist() == [0, 2]
-    assert dispatch.counts_RR([targets, targets[:0]], ep_size=2).tolist() == [[3, 2], [0, 0]]
+    assert kernel_rules.sent_tokens(targets, 1).tolist() == [0, 2]
+    assert kernel_rules.counts_RR([targets, targets[:0]], ep_size=2).tolist() == [[3, 2], [0, 0]]
 
 
 def test_gains_tell_neighbouring_experts_apart():
-    gains = expert_gain(np.arange(1024))
+    gains = expert_factor(np.arange(1024))
     assert all(len(set(gains[i : i + 128].tolist())) == 128 for i in range(1024 - 127))
     assert (gains * 128 == np.round(gains * 128)).all()
     assert gains.min() == 1
@@ -253,11 +253,11 @@ def test_partial_gains_add_up_to_the_whole():
     load = Load(routing=Uniform(), tokens=50)
     shape = {"experts": 10, "ep_size": 4}
     chosen, weights = load.experts_TK(0, top_k=6, **shape), load.weights_TK(0, top_k=6)
-    parts = [partial_gain(chosen, weights, ep_rank=r, **shape) for r in range(4)]
+    parts = [partial_factor(chosen, weights, ep_rank=r, **shape) for r in range(4)]
     assert parts[0].dtype == np.float32
-    np.testing.assert_allclose(sum(parts), (weights * expert_gain(chosen)).sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(sum(parts), (weights * expert_factor(chosen)).sum(axis=1), rtol=1e-6)
     assert (parts[3] > 0).tolist() == ((chosen == 8) | (chosen == 9)).any(axis=1).tolist()
 
 
 def test_other_slot_counts_are_added_in_order():
-    assert combine.reduce_slots([Term(i) for i in range(5)]) == "((((0 1) 2) 3) 4)"
+    assert kernel_rules.reduce_slots([Term(i) for i in range(5)]) == "((((0 1) 2) 3) 4)"

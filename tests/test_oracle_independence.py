@@ -13,12 +13,12 @@ import torch
 
 from mnnvl_lab.layout import expert_owner
 from mnnvl_lab.measure.check import rounded_to_e4m3
-from mnnvl_lab.oracle import dispatch, reduce_slots
-from mnnvl_lab.transport.rows import as_e4m3
-from mnnvl_lab.transport.slot_sum import kernel_sum
+from mnnvl_lab.oracle import kernel_rules, reduce_slots
+from mnnvl_lab.transport.base import as_e4m3
+from mnnvl_lab.transport.host.combine_sum import kernel_sum
 
 ROOT = Path(__file__).parents[1]
-INTERFACE = {"mnnvl_lab.transport", "mnnvl_lab.transport.exchange"}  # batches and what is received: data without code
+INTERFACE = {"mnnvl_lab.transport", "mnnvl_lab.exchange"}  # batches and what is received: data without code
 TOP_K = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22)
 
 
@@ -64,8 +64,8 @@ def inside(modules, package):
 
 
 def test_the_search_sees_imports_of_either_kind():
-    assert {"mnnvl_lab.oracle.dispatch", "mnnvl_lab.errors"} <= set(imports_of("mnnvl_lab.oracle.oracle"))
-    assert "mnnvl_lab.transport.broken" in set(imports_of("mnnvl_lab.faults.races"))
+    assert {"mnnvl_lab.oracle.kernel_rules", "mnnvl_lab.errors"} <= set(imports_of("mnnvl_lab.oracle.oracle"))
+    assert "mnnvl_lab.faults.broken_protocols" in set(imports_of("mnnvl_lab.faults.races"))
     assert "mnnvl_lab.transport.base" not in set(imports_of("mnnvl_lab.measure.check"))
 
 
@@ -76,7 +76,7 @@ def test_the_oracle_knows_no_transport(module):
 
 def test_the_check_after_a_round_knows_no_transport_but_for_the_interface():
     assert inside(reached_from("mnnvl_lab.measure.check"), "mnnvl_lab.transport") <= INTERFACE
-    assert not inside(set(imports_of("mnnvl_lab.transport.exchange")), "mnnvl_lab.transport")
+    assert not inside(set(imports_of("mnnvl_lab.exchange")), "mnnvl_lab.transport")
 
 
 @pytest.mark.parametrize("module", sorted(modules_of("mnnvl_lab/transport")))
@@ -99,7 +99,7 @@ def test_the_oracle_takes_owners_from_nobody_else():
 def test_owners_are_those_of_the_layout(ep_size):
     for experts in range(ep_size, 40):
         ids = np.arange(experts)
-        ours, theirs = (f(ids, experts=experts, ep_size=ep_size) for f in (dispatch.owners, expert_owner))
+        ours, theirs = (f(ids, experts=experts, ep_size=ep_size) for f in (kernel_rules.owners, expert_owner))
         np.testing.assert_array_equal(ours, theirs)
 
 

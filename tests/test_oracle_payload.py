@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.oracle import payload, rounding
+from mnnvl_lab.oracle import payload
 
 
 def test_rows_are_exact_in_every_format_they_travel_in():
     rows = payload.rows(seed=3, rank=2, tokens=300, hidden=64)
     assert rows.shape == (300, 64)
     assert rows.dtype == np.float32
-    for exact in (rounding.to_bf16, rounding.to_fp16):
+    for exact in (payload.to_bf16, payload.to_fp16):
         np.testing.assert_array_equal(exact(rows), rows)
 
 

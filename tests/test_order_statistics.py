@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, quantile_test
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.order_statistics import MIN_SAMPLES, median_interval, median_ranks
+from mnnvl_lab.records.statistics import MIN_SAMPLES, median_interval, median_ranks
 
 
 @pytest.mark.parametrize("count", [6, 7, 8, 10, 11, 20, 59, 60, 100, 199, 200, 1000])

@@ -13,9 +13,10 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.hardware import GPUS
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import MODELS
-from mnnvl_lab.planner import plan, wrong_group
+from mnnvl_lab.notebook import readable_bytes
+from mnnvl_lab.planner import plan
 from mnnvl_lab.planner.modes import one_sided, two_sided
-from mnnvl_lab.show import readable_bytes
+from mnnvl_lab.wrong_group.memory import workspace_over
 
 MIB, GIB = 2**20, 2**30
 V3 = {"hidden": 7168, "experts": 256, "top_k": 8}
@@ -180,7 +181,7 @@ def test_an_ep_group_on_two_nodes_is_refused_for_both_modes(gpu):
 
 
 def test_an_exchange_is_planned_with_the_domain_of_its_gpu():
-    from mnnvl_lab.transport.exchange import Exchange
+    from mnnvl_lab.exchange import Exchange
 
     exchange = Exchange(mode="one_sided", layout=Layout(dp=16), max_tokens=64, **V3)
     assert one_sided(exchange).problems == ()
@@ -330,7 +331,7 @@ def test_refusals(given_words, message):
 
 def test_the_dp_sized_workspace_is_smaller_in_rows_not_in_memory():
     planned = plan(Layout(tp=2, dp=2), **V3, max_tokens=1024)
-    wrong = wrong_group(planned)
+    wrong = workspace_over(planned)
     assert (wrong.spans, wrong.layout.ep_size, wrong.is_wrong) == (2, 4, True)
     assert wrong.allocated_bytes == planned.one_sided.allocated_bytes
     assert 2 * wrong.mapped_bytes == planned.one_sided.mapped_bytes
@@ -339,7 +340,7 @@ def test_the_dp_sized_workspace_is_smaller_in_rows_not_in_memory():
 
 
 def test_who_is_out_of_reach_in_the_dp_sized_workspace():
-    table = wrong_group(plan(Layout(tp=2, dp=2), **V3, max_tokens=1024)).to_frame()
+    table = workspace_over(plan(Layout(tp=2, dp=2), **V3, max_tokens=1024)).to_frame()
     assert table["out_of_reach"].tolist() == ["1 3", "0 2", "1 3", "0 2"]
     assert table["row_of_this_rank"].tolist() == [0, 0, 1, 1]
     assert table["rank_of_row_ep_rank"].tolist() == ["0", "3", "none", "none"]
@@ -347,23 +348,23 @@ def test_who_is_out_of_reach_in_the_dp_sized_workspace():
 
 def test_two_sided_over_the_wrong_group_keeps_both_allocations():
     planned = plan(Layout(tp=2, dp=4), **V3, max_tokens=1024)
-    wrong = wrong_group(planned, mode="two_sided")
+    wrong = workspace_over(planned, mode="two_sided")
     assert wrong.allocated_bytes == planned.two_sided.allocated_bytes
     assert wrong.mapped_bytes == planned.two_sided.mapped_bytes // 2
 
 
 def test_without_tp_the_dp_group_is_the_ep_group():
-    right = wrong_group(plan(Layout(dp=4), **V3, max_tokens=1024))
+    right = workspace_over(plan(Layout(dp=4), **V3, max_tokens=1024))
     assert not right.is_wrong
     assert "nothing is wrong" in str(right)
 
 
 def test_another_mode_or_group_is_refused():
     planned = plan(Layout(tp=2, dp=2), **V3, max_tokens=16)
-    assert wrong_group(planned, mode="ONE-SIDED", group="DP") == wrong_group(planned)
+    assert workspace_over(planned, mode="ONE-SIDED", group="DP") == workspace_over(planned)
     with pytest.raises(Refused, match="pass what plan"):
-        wrong_group(None)
+        workspace_over(None)
     with pytest.raises(Refused, match=r"'all_to_all'.*one_sided, two_sided"):
-        wrong_group(planned, mode="all_to_all")
+        workspace_over(planned, mode="all_to_all")
     with pytest.raises(Refused, match="'cp'"):
-        wrong_group(planned, group="cp")
+        workspace_over(planned, group="cp")

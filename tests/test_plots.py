@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from mnnvl_lab import link_rates, plots, recorded, records
+from mnnvl_lab import datasets, link_rates, plots, records
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import require_gpu
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.need import Need
 from mnnvl_lab.plots.lines import spread
-from mnnvl_lab.plots.look import STROKES, ink_on, strokes
-from mnnvl_lab.plots.scales import size_words
+from mnnvl_lab.plots.style import LINE_STYLES, contrast_color, format_bytes, line_styles
 from mnnvl_lab.routing import Load, parse, traffic
 from mnnvl_lab.workspace import OneSidedWorkspace
 from tests.test_records import origin, samples
@@ -48,7 +47,11 @@ FOUR_RANKS = Layout(tp=2, dp=2)
 
 
 def needs(*, tokens=(1024,), layouts=(FOUR_RANKS,)):
-    return [Need(layout=layout, max_tokens=n, hidden=7168, experts=256, top_k=8) for layout in layouts for n in tokens]
+    return [
+        ExchangeShape(layout=layout, max_tokens=n, hidden=7168, experts=256, top_k=8)
+        for layout in layouts
+        for n in tokens
+    ]
 
 
 def words(ax, gid):
@@ -63,7 +66,7 @@ class TestLatency:
     def test_lines_are_the_medians_of_the_slowest_rank(self, measured, ax):
         plots.latency(measured, ax=ax)
         for mode in ("one_sided", "two_sided"):
-            line = line_of(ax, STROKES[mode].label)
+            line = line_of(ax, LINE_STYLES[mode].label)
             expected = [
                 measured[(measured["mode"] == mode) & (measured["tokens"] == n)]
                 .pivot(index="iteration", columns="rank", values="latency_us")
@@ -73,7 +76,7 @@ class TestLatency:
             ]
             np.testing.assert_allclose(line.get_ydata(), expected)
             assert list(line.get_xdata()) == list(TOKENS)
-            assert line.get_color() == STROKES[mode].color
+            assert line.get_color() == LINE_STYLES[mode].color
 
     def test_labels_come_from_the_registry(self, measured, ax):
         plots.latency(measured, ax=ax)
@@ -149,23 +152,23 @@ class TestLimits:
         return records.new_table(samples(**(self.PAIR | self.SHAPE | fields)), origin(**(H100_PAIR | further)))
 
     def bound_us(self, table, **more):
-        (latency_us,) = plots.limits(table, **more)["latency_us"]
+        (latency_us,) = plots.lower_bounds(table, **more)["latency_us"]
         return latency_us
 
     def test_two_h100_are_bound_by_what_bare_kernels_reached(self):
         """58.8 MB of rows, ids and weights there and 58.5 MB of rows back, at the recorded 356 and 326 GB/s."""
-        rates = link_rates.limits(recorded.load("h100x2_nvlink_links", kind="links"))
+        rates = link_rates.limits(datasets.load_recorded("h100x2_nvlink_links", kind="links"))
         both_ways = rates.query("direction == 'both_ways'").set_index("quantity")["gigabytes_per_s"] / 2
         there_us, back_us = 58.8e3 / both_ways["kernel_stores"], 58.5e3 / both_ways["kernel_loads"]
         for phase, latency_us in {"dispatch": there_us, "combine": back_us, "round": there_us + back_us}.items():
             assert self.bound_us(self.pair(phase=phase)) == pytest.approx(latency_us, rel=0.002)
 
     def test_no_recorded_point_is_below_its_bound(self):
-        for name in recorded.names():
+        for name in datasets.recorded_names():
             if "nvlink" in name and name.rsplit("_", 1)[1] in ("bf16", "fp8", "kernel", "again", "stragglers"):
-                table = recorded.load(name)
+                table = datasets.load_recorded(name)
                 for _, part in table.groupby(["clock", "phase", "routing", "mode"]):
-                    bounds = plots.limits(part)
+                    bounds = plots.lower_bounds(part)
                     if bounds is not None:
                         slowest = records.slowest_rank(part).groupby("tokens")["latency_us"].min()
                         assert (slowest.reindex(bounds["tokens"]).to_numpy() > bounds["latency_us"]).all(), name
@@ -181,7 +184,9 @@ class TestLimits:
     def test_options_that_move_other_bytes_have_bounds_of_their_own(self):
         one = samples(**self.PAIR, **self.SHAPE, low_precision_combine=False)
         other = samples(**self.PAIR, **self.SHAPE, mode="two_sided", low_precision_combine=True)
-        bounds = plots.limits(records.new_table([*one, *other], origin(**H100_PAIR))).set_index("bound")["latency_us"]
+        bounds = plots.lower_bounds(records.new_table([*one, *other], origin(**H100_PAIR))).set_index("bound")[
+            "latency_us"
+        ]
         names = ["least for the bytes, combine not in fp8", "least for the bytes, combine in fp8"]
         assert bounds.index.tolist() == names
         assert bounds.iloc[1] < bounds.iloc[0]
@@ -192,7 +197,7 @@ class TestLimits:
         load = Load(routing=parse("uniform"), tokens=tuple(map(int, counts.split(","))))
         rows_RR = traffic.rows_RR(load, experts=256, top_k=8, ep_size=2, logical=False)
         sent_bytes = max(rows_RR.sum(axis=0).max(), rows_RR.sum(axis=1).max()) * (7168 * 2 + 64)
-        link = link_rates.measured_link(recorded.load("h100x2_nvlink_links", kind="links"))
+        link = link_rates.measured_link(datasets.load_recorded("h100x2_nvlink_links", kind="links"))
         ragged_us = self.bound_us(table.assign(token_counts=counts))
         assert ragged_us == pytest.approx(sent_bytes / link.stores_gigabytes_per_s / 1e3)
         assert self.bound_us(table) >= ragged_us
@@ -209,28 +214,28 @@ class TestLimits:
         pcie = self.pair(device="2 x NVIDIA H100 PCIe", topology="NVLink x 0, 0 of 1 pairs peer to peer")
         assert self.bound_us(nvl) == pytest.approx(1.5 * self.bound_us(eight))
         assert self.bound_us(eight) < pair_us
-        assert "nominal" in plots.limits(eight)["basis"].iloc[0]
-        assert plots.limits(pcie) is None
+        assert "nominal" in plots.lower_bounds(eight)["basis"].iloc[0]
+        assert plots.lower_bounds(pcie) is None
 
     def test_rates_measured_on_the_machine_itself_take_precedence(self):
-        links = recorded.load("h100x2_nvlink_links", kind="links")
+        links = datasets.load_recorded("h100x2_nvlink_links", kind="links")
         slower = links.assign(latency_us=2 * links["latency_us"])
         slower.attrs = links.attrs
         assert self.bound_us(self.pair(), links=slower) == pytest.approx(2 * self.bound_us(self.pair()))
 
     def test_without_the_checkout_the_rates_are_those_on_paper(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(recorded, "names", partial(recorded.names, folder=tmp_path))
-        assert "nominal" in plots.limits(self.pair())["basis"].iloc[0]
+        monkeypatch.setattr(datasets, "names", partial(datasets.names, folder=tmp_path))
+        assert "nominal" in plots.lower_bounds(self.pair())["basis"].iloc[0]
 
     def test_several_machines_have_no_bound_in_common(self):
         other = self.pair(device="2 x NVIDIA H200")
         both = records.join([self.pair(), other], by=("device",))
-        assert plots.limits(both) is None
+        assert plots.lower_bounds(both) is None
 
     def test_host_copies_all_rows_through_one_memory(self):
         table = records.new_table(samples(), origin(memory_copy_gigabytes_per_s=10.0))
         sent = (64 * 2 + 2 * 8) + 64 * 2
-        bound = plots.limits(table)["latency_us"].iloc[0]
+        bound = plots.lower_bounds(table)["latency_us"].iloc[0]
         assert 4 * 16 * sent / 10e3 <= bound <= 4 * 16 * 2 * sent / 10e3
 
     @pytest.mark.parametrize(
@@ -238,14 +243,14 @@ class TestLimits:
         [{"phase": "prepare"}, {"routing": "replay:abc"}, {"fabric": "shared_gpu"}, {"fabric": "nvlink"}, {}],
     )
     def test_no_bound_where_none_is_known(self, unknown):
-        assert plots.limits(records.new_table(samples(**unknown), origin())) is None
+        assert plots.lower_bounds(records.new_table(samples(**unknown), origin())) is None
 
     def test_looking_up_a_bound_measures_nothing(self, monkeypatch):
         def measure(*_, **__):
             raise AssertionError("a bound was measured")
 
-        monkeypatch.setattr("mnnvl_lab.records.machine.memory_copy_gigabytes_per_s", measure)
-        monkeypatch.setattr("mnnvl_lab.records.machine.find_gpus", measure)
+        monkeypatch.setattr("mnnvl_lab.records.provenance.memory_copy_gigabytes_per_s", measure)
+        monkeypatch.setattr("mnnvl_lab.records.provenance.find_gpus", measure)
         assert self.bound_us(self.pair()) > 0
 
 
@@ -281,7 +286,7 @@ class TestRegions:
         plots.region_map(regions, ax=ax)
         texts = {text.get_text().replace("\n", " ") for text in ax.texts}
         for row in regions.itertuples():
-            assert f"{row.region.replace('_', ' ')} {size_words(row.size_bytes)}" in texts
+            assert f"{row.region.replace('_', ' ')} {format_bytes(row.size_bytes)}" in texts
 
     def test_overlapping_and_empty_regions_are_left_out(self):
         names = set(plots.regions_table(OneSidedWorkspace.of(needs()[0]).regions)["region"])
@@ -340,17 +345,17 @@ class TestLook:
         assert dict(mpl.rcParams) == before
 
     def test_modes_keep_their_colours_whatever_else_is_drawn(self):
-        assert strokes(["two_sided"])["two_sided"] == strokes(["all_to_all", "two_sided"])["two_sided"]
-        assert len({stroke.color for stroke in STROKES.values()}) == len(STROKES)
+        assert line_styles(["two_sided"])["two_sided"] == line_styles(["all_to_all", "two_sided"])["two_sided"]
+        assert len({stroke.color for stroke in LINE_STYLES.values()}) == len(LINE_STYLES)
 
     def test_words_stand_out_on_light_and_dark(self):
-        assert ink_on("#000000") == "white" != ink_on("#F0E442")
+        assert contrast_color("#000000") == "white" != contrast_color("#F0E442")
 
     @pytest.mark.parametrize(
         ("size", "shown"), [(0, "0 B"), (32, "32 B"), (1536, "1.5 KiB"), (471_171_456, "449 MiB"), (2**40, "1 TiB")]
     )
     def test_sizes_in_words(self, size, shown):
-        assert size_words(size) == shown
+        assert format_bytes(size) == shown
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

@@ -6,12 +6,13 @@ import pytest
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from mnnvl_lab import latency_model, plots, published, recorded, records
+from mnnvl_lab import datasets, plots, records
+from mnnvl_lab.analysis import latency_model
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.plots import crossover as who_is_ahead
+from mnnvl_lab.plots import compare as who_is_ahead
 from mnnvl_lab.plots import samples as every_sample
-from mnnvl_lab.plots.prediction import prediction_errors
-from mnnvl_lab.plots.skew import others_wait
+from mnnvl_lab.plots.compare import prediction_errors
+from mnnvl_lab.plots.samples import others_wait
 from tests.test_records import origin, samples
 
 TOKENS = (1, 16, 256)
@@ -24,7 +25,7 @@ def ax():
 
 @pytest.fixture(scope="module")
 def rounds():
-    return recorded.load("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and phase == 'round'")
+    return datasets.load_recorded("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and phase == 'round'")
 
 
 def caption(ax) -> str:
@@ -82,19 +83,19 @@ class TestBounds:
 
     def test_a_machine_without_bounds_has_none_in_its_caption(self, ax):
         table = measured(fabric="shared_gpu")
-        plots.latency(table, bounds=plots.limits(table), ax=ax)
+        plots.latency(table, bounds=plots.lower_bounds(table), ax=ax)
         assert "least for the bytes" not in caption(ax)
         assert not drawn_bounds(ax)
 
     @pytest.mark.parametrize("rate", [10.0, 1e6])
     def test_a_fast_host_whose_bound_is_far_below(self, ax, rate):
         table = records.new_table(measured(), origin(memory_copy_gigabytes_per_s=rate))
-        plots.latency(table, bounds=plots.limits(table), ax=ax)
+        plots.latency(table, bounds=plots.lower_bounds(table), ax=ax)
         assert ("GB/s copied" in caption(ax)) == bool(drawn_bounds(ax))
 
     def test_recorded_rounds_name_their_bound(self, ax, rounds):
         uniform = rounds.query("routing == 'uniform'")
-        plots.latency(uniform, bounds=plots.limits(uniform), ax=ax)
+        plots.latency(uniform, bounds=plots.lower_bounds(uniform), ax=ax)
         assert drawn_bounds(ax) == ["least for the bytes"]
         assert "least for the bytes: 2 x NVIDIA H100 80GB HBM3, bare kernels measured" in caption(ax)
 
@@ -157,7 +158,7 @@ class TestRegions:
 
 class TestContext:
     def figures(self):
-        table = published.load("collectivex_h100")
+        table = datasets.load_published("collectivex_h100")
         return table.query("phase == 'round' and quantity == 'latency' and percentile == 'p50' and format == 'bf16'")
 
     def test_only_sources_of_drawn_lines_are_named(self, ax):

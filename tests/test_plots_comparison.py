@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from mnnvl_lab import plots, recorded, records
+from mnnvl_lab import datasets, plots, records
 from mnnvl_lab.__main__ import main
 from mnnvl_lab.errors import Refused
 
 
 @pytest.fixture(scope="module")
 def before():
-    return recorded.load("h100x2_nvlink_ep2_bf16").query("routing == 'uniform' and tokens >= 512")
+    return datasets.load_recorded("h100x2_nvlink_ep2_bf16").query("routing == 'uniform' and tokens >= 512")
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from mnnvl_lab import plots, published, recorded
+from mnnvl_lab import datasets, plots
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.plots import samples
 
 
 @pytest.fixture(scope="module")
 def recordings():
-    return recorded.load("h100x2_nvlink_ep2_bf16").query("routing == 'uniform' and mode == 'one_sided'")
+    return datasets.load_recorded("h100x2_nvlink_ep2_bf16").query("routing == 'uniform' and mode == 'one_sided'")
 
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    table = published.load("collectivex_h100")
+    table = datasets.load_published("collectivex_h100")
     return table.query("phase == 'round' and quantity == 'latency' and percentile == 'p50' and format == 'bf16'")
 
 
@@ -23,7 +23,7 @@ def _texts(ax, gid):
 
 def test_every_iteration_is_a_dot_and_the_median_a_line(recordings):
     point = recordings.query("tokens == 128")
-    ax = samples.draw(point)
+    ax = samples.every_sample(point)
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "graph · round",
         "eager · dispatch",
@@ -41,7 +41,7 @@ def test_every_iteration_is_a_dot_and_the_median_a_line(recordings):
 
 def test_points_do_not_share_a_row(recordings):
     with pytest.raises(Refused, match="several points"):
-        samples.draw(recordings.query("clock == 'graph'"))
+        samples.every_sample(recordings.query("clock == 'graph'"))
 
 
 def test_published_figures_stand_behind_the_measured(recordings, elsewhere):
@@ -72,4 +72,4 @@ def test_names_stay_at_the_ends_of_their_lines(recordings, elsewhere):
 def test_published_figures_of_several_kinds_are_refused(recordings):
     ax = plots.latency(recordings.query("clock == 'eager' and phase == 'round'"))
     with pytest.raises(Refused, match="quantity has the values"):
-        plots.context(ax, published.load("collectivex_h100"))
+        plots.context(ax, datasets.load_published("collectivex_h100"))

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnnvl_lab.hang import diagnose
+from mnnvl_lab.hang.agent import HangAgent, describe, pipe_path
+from mnnvl_lab.hang.detect import ask
+from mnnvl_lab.hang.snapshot import Snapshot, from_json, to_json
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.postmortem import judge
-from mnnvl_lab.postmortem.examine import ask
-from mnnvl_lab.postmortem.listener import Listener, describe, pipe_path
-from mnnvl_lab.postmortem.snapshot import Snapshot, from_json, to_json
 
 PAIR = Layout(dp=2)
 
@@ -33,7 +33,7 @@ class Unspeakable:
 
 
 class Transport(SimpleNamespace):
-    def peek_flags(self):
+    def read_flags(self):
         return self.flags() if callable(self.flags) else self.flags
 
 
@@ -49,7 +49,7 @@ def rank_with(*, index=0, phase="dispatch", groups=None, kept=None, **transport)
 
 
 def verdict_on(shown: Snapshot):
-    return judge({0: shown, 1: Snapshot(rank=1)}, PAIR, limit_s=1)
+    return diagnose({0: shown, 1: Snapshot(rank=1)}, PAIR, limit_s=1)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_integers_of_any_kind_are_told(active):
     back = from_json(to_json(describe(rank_with(active=active))))
     assert back.trouble == ""
     assert back.taking_part == (0, 1)
-    assert verdict_on(back).absent == (1,)
+    assert verdict_on(back).culprits == (1,)
 
 
 GROUP = SimpleNamespace(ranks=(np.int64(0), np.int64(1)), begun=np.int64(3), done=2)
@@ -90,9 +90,9 @@ ODD_FLAGS = st.dictionaries(st.sampled_from([*FLAGS, "prepare_connections", "con
 def test_whatever_a_rank_holds_is_told_or_named(active, mode, index, phase, flags, ranks):
     groups = {"ep": GROUP, "odd": SimpleNamespace(ranks=ranks, begun=active, done=mode)}
     shown = describe(rank_with(active=active, mode=mode, index=index, phase=phase, flags=flags, groups=groups))
-    verdict = verdict_on(from_json(to_json(shown)))
-    assert verdict.headline
-    assert "rank" in verdict.details
+    hang_report = verdict_on(from_json(to_json(shown)))
+    assert hang_report.headline
+    assert "rank" in hang_report.details
 
 
 def test_what_fails_does_not_hide_the_rest():
@@ -109,8 +109,8 @@ def test_an_answer_that_is_none_is_named(text):
 
 @pytest.mark.parametrize("active", [(5,), (-3,), (0, 1, 2)])
 def test_flags_that_do_not_fit_the_ranks_are_named(active):
-    verdict = verdict_on(describe(rank_with(active=active, flags=FLAGS | {"dispatch_completion_flags": [7]})))
-    assert verdict.snapshots[0].trouble or verdict.waits
+    hang_report = verdict_on(describe(rank_with(active=active, flags=FLAGS | {"dispatch_completion_flags": [7]})))
+    assert hang_report.snapshots[0].trouble or hang_report.waits
 
 
 class Rank:
@@ -126,7 +126,7 @@ class Rank:
 @pytest.fixture
 def listening(tmp_path):
     rank = Rank()
-    listener = Listener(tmp_path, rank)
+    listener = HangAgent(tmp_path, rank)
     return tmp_path, rank, listener
 
 

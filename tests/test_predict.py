@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 import mnnvl_lab as lab
-from mnnvl_lab import checkout, published, records
-from mnnvl_lab import latency_model as lm
+from mnnvl_lab import datasets, records
 from mnnvl_lab.__main__ import main
+from mnnvl_lab.analysis import latency_model as lm
 from mnnvl_lab.errors import RecordError, Refused
 from mnnvl_lab.hardware import GPUS, require_gpu
 from mnnvl_lab.layout import Layout
@@ -35,7 +35,7 @@ FIELDS = {"latency_us", "dispatch_us", "combine_us", "low_us", "high_us", "bound
 
 @pytest.fixture(scope="module")
 def figures():
-    return figures_of(published.load(TABLE), gpu=require_gpu("gb200"))
+    return figures_of(datasets.load_published(TABLE), gpu=require_gpu("gb200"))
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200", "gb200"])
@@ -76,7 +76,7 @@ def test_h100_has_the_baselines_and_says_what_is_extrapolated():
 
 def test_an_h200_without_records_says_whose_fit_it_uses():
     basis = lab.predict(Layout(dp=2), **V3, gpu="h200")["two_sided"].basis
-    own = (checkout.DATA / "models" / "h200.json").is_file()
+    own = (datasets.DATA / "models" / "h200.json").is_file()
     assert ("fitted to records" in basis and "H100" not in basis) if own else ("H100's fit" in basis)
 
 
@@ -290,7 +290,7 @@ def test_left_out_ep_sizes_are_predicted_within_ten_per_cent(figures):
 def test_the_stored_model_is_a_fit_to_the_file_in_the_repository(figures):
     stored = load_calibration("gb200")
     (entry,) = stored.fitted_to
-    line = next(line for line in (published.FOLDER / "SHA256SUMS").read_text().splitlines() if TABLE in line)
+    line = next(line for line in (datasets.FOLDER / "SHA256SUMS").read_text().splitlines() if TABLE in line)
     assert entry["sha256"] == line.split()[0]
     for of_phase in figures:
         kept = next(f for f in stored.parts[of_phase.part.mode] if f.part.name == of_phase.part.name)
@@ -305,13 +305,13 @@ def test_models_name_files_that_are_here_unchanged(gpu):
     if found is None:
         pytest.skip(f"{gpu} has no model of its own")
     for entry in found.fitted_to:
-        path = checkout.DATA / entry["file"]
+        path = datasets.DATA / entry["file"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"], f"run python -m tools.calibrate {gpu}"
 
 
 def test_the_interval_holds_what_the_table_says():
     """95 % of the figures of a round lie in the interval of its prediction, outliers included in the count."""
-    table = published.load(TABLE)
+    table = datasets.load_published(TABLE)
     nvfp4 = table[(table["format"] == "nvfp4") | table["caveat"].str.contains("after dispatch in nvfp4")]
     rounds = nvfp4.groupby(["mode", "ep_size", "tokens"])["value"].sum()
     inside = []
@@ -325,7 +325,9 @@ def test_the_interval_holds_what_the_table_says():
 
 def test_blog18_was_not_fitted_and_is_predicted():
     """One-sided bf16, EP 8 to 64 on GB200: another format and larger EP than the table's one-sided figures."""
-    blog = published.load("trtllm_blog18").query("quantity == 'latency' and format == 'bf16' and mode == 'one_sided'")
+    blog = datasets.load_published("trtllm_blog18").query(
+        "quantity == 'latency' and format == 'bf16' and mode == 'one_sided'"
+    )
     rounds = blog.groupby(["ep_size", "tokens"])["value"].agg(["sum", "size"]).query("size == 2")["sum"]
     assert len(rounds) >= 5
     errors = []
@@ -371,7 +373,7 @@ def test_a_table_of_aiconfigurator_is_read_in_the_columns_of_published_figures(t
     path = tmp_path / f"table.{suffix}"
     raw_table().to_parquet(path) if suffix == "parquet" else raw_table().to_csv(path, index=False)
     (row,) = read_aiconfigurator(path).to_dict("records")
-    assert set(row) == {*published.NUMBERS, *published.COUNTS, *published.WORDS}
+    assert set(row) == {*datasets.NUMBERS, *datasets.COUNTS, *datasets.WORDS}
     assert (row["mode"], row["phase"], row["value"], row["format"]) == ("two_sided", "combine", 15.2, "bf16")
     assert "nvfp4" in row["caveat"]
     assert "final sum" in row["caveat"]

@@ -3,22 +3,22 @@ import shutil
 
 import pytest
 
-from mnnvl_lab import published, records
+from mnnvl_lab import datasets, records
 from mnnvl_lab.errors import RecordError, Refused
 
-TABLES = published.load()["name"].tolist()
+TABLES = datasets.load_published()["name"].tolist()
 
 
 def test_the_list_names_every_file():
-    assert set(TABLES) == {path.stem for path in published.FOLDER.glob("*.csv")}
-    assert published.load()["rows"].min() > 0
+    assert set(TABLES) == {path.stem for path in datasets.FOLDER.glob("*.csv")}
+    assert datasets.load_published()["rows"].min() > 0
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_figure_says_what_it_is(name):
-    table = published.load(name)
+    table = datasets.load_published(name)
     assert list(table.columns).count("value") == 1
-    assert set(table.columns) == {*published.NUMBERS, *published.COUNTS, *published.WORDS}
+    assert set(table.columns) == {*datasets.NUMBERS, *datasets.COUNTS, *datasets.WORDS}
     assert (table["value"] > 0).all()
     for column in ("quantity", "phase", "unit", "device", "source", "percentile"):
         assert (table[column] != "").all(), column
@@ -27,14 +27,14 @@ def test_every_figure_says_what_it_is(name):
 
 
 def test_figures_are_those_of_the_sources():
-    blog = published.load("trtllm_blog18").query("ep_size == 8 and tokens == 128 and format == 'bf16'")
+    blog = datasets.load_published("trtllm_blog18").query("ep_size == 8 and tokens == 128 and format == 'bf16'")
     assert blog.set_index(["quantity", "phase"])["value"].to_dict() == {
         ("latency", "dispatch"): 31.7,
         ("latency", "combine"): 38.1,
         ("bandwidth", "dispatch"): 462,
         ("bandwidth", "combine"): 385,
     }
-    deepep = published.load("collectivex_h100").query(
+    deepep = datasets.load_published("collectivex_h100").query(
         "library == 'DeepEP V2' and format == 'bf16' and tokens == 4096 and quantity == 'latency'"
     )
     assert deepep.set_index(["phase", "percentile"])["value"].to_dict() == {
@@ -49,7 +49,7 @@ def test_figures_are_those_of_the_sources():
 
 def test_a_bandwidth_of_blog18_follows_from_its_latency():
     """Batch x min(ep_size, top_k) x bytes / latency, to the digits that the blog prints."""
-    blog = published.load("trtllm_blog18").query("format == 'bf16'")
+    blog = datasets.load_published("trtllm_blog18").query("format == 'bf16'")
     keys = ["ep_size", "tokens", "phase"]
     both = blog.pivot_table(index=keys, columns="quantity", values="value").dropna().reset_index()
     computed = both["tokens"] * 8 * 7168 * 2 / both["latency"] / 1e3
@@ -59,24 +59,24 @@ def test_a_bandwidth_of_blog18_follows_from_its_latency():
 
 def test_unknown_names_suggest_near_ones():
     with pytest.raises(Refused, match="did you mean trtllm_blog18"):
-        published.load("blog18")
+        datasets.load_published("blog18")
 
 
 def test_an_installed_package_says_what_it_lacks(tmp_path):
     with pytest.raises(RecordError, match="source checkout"):
-        published.load(folder=tmp_path)
+        datasets.load_published(folder=tmp_path)
 
 
 def test_a_changed_figure_is_refused(tmp_path):
     folder = tmp_path / "published"
-    shutil.copytree(published.FOLDER, folder)
+    shutil.copytree(datasets.FOLDER, folder)
     path = folder / "limits.csv"
     path.write_text(path.read_text().replace("396.40", "396.41"))
     with pytest.raises(RecordError, match=r"limits\.csv: missing, or not what SHA256SUMS says"):
-        published.load("limits", folder=folder)
+        datasets.load_published("limits", folder=folder)
     assert hashlib.sha256(path.read_bytes()).hexdigest() not in (folder / "SHA256SUMS").read_text()
 
 
 def test_published_figures_never_join_records():
     with pytest.raises(RecordError):
-        records.join([published.load("limits")])
+        records.join([datasets.load_published("limits")])

@@ -4,9 +4,9 @@ from itertools import chain
 
 import pytest
 
+from mnnvl_lab.faults.broken_protocols import VARIANTS
 from mnnvl_lab.faults.races import challenge, stress
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.transport.broken import VARIANTS
 
 NAMES = [variant.name for variant in VARIANTS]
 ROUNDS = 12

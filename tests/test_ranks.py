@@ -15,8 +15,8 @@ import pytest
 from mnnvl_lab.errors import RankError, RankTimeout, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep, measure
+from mnnvl_lab.measure.run import run
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.sweep import run
 from tests import ranks_helpers as on
 
 SQUARE = Layout(tp=2, dp=2)
@@ -309,7 +309,7 @@ def test_a_layout_that_does_not_come_up_leaves_the_one_before(ranks, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(ranks._cluster, "start", no_more)
         with pytest.raises(RankTimeout, match="not today"):
-            ranks.use(Layout(dp=1 + len(ranks._crew.processes)))
+            ranks.use(Layout(dp=1 + len(ranks._pool.processes)))
     assert ranks.layout == SQUARE
     assert ranks.run(on.groups, ["ep"])[3] == {"ep": ((0, 1, 2, 3), (0, 1, 2, 3), 3)}
 

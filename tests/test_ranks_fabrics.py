@@ -5,10 +5,10 @@ import shutil
 import psutil
 import pytest
 
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.processes.ownership import alive
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.ranks.mps import CONTROL
 from tests import ranks_helpers as on
 

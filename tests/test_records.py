@@ -21,7 +21,7 @@ from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
 from mnnvl_lab.records.compare import TOO_FEW, verdicts
 from mnnvl_lab.records.provenance import command
-from mnnvl_lab.records.rank_test import least_p, p_value, ratio_interval
+from mnnvl_lab.records.statistics import least_p, p_value, ratio_interval
 
 DATA = Path(__file__).parents[1] / "data"
 ORIGIN = {"device": "2-core Test Processor", "topology": "shared memory of one machine"}

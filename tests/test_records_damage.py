@@ -120,22 +120,22 @@ class TestAsides:
         return aside
 
     def test_they_come_back_and_are_protected(self, tmp_path):
-        loaded = records.load_aside(
-            records.save_aside(self.made(), tmp_path / "x.parquet", kind="memory"), kind="memory"
+        loaded = records.load_auxiliary(
+            records.save_auxiliary(self.made(), tmp_path / "x.parquet", kind="memory"), kind="memory"
         )
         assert loaded["bytes"].tolist() == [1, 2]
         assert "digest verified" in records.protection_of(loaded)
-        again = records.save_aside(loaded, tmp_path / "y.parquet", kind="memory")
-        assert_frame_equal(records.load_aside(again, kind="memory"), loaded)
+        again = records.save_auxiliary(loaded, tmp_path / "y.parquet", kind="memory")
+        assert_frame_equal(records.load_auxiliary(again, kind="memory"), loaded)
 
     def test_damaged_ones_are_refused_by_name(self, tmp_path):
-        path = records.save_aside(self.made(), tmp_path / "x.parquet", kind="memory")
-        sound, content = records.load_aside(path, kind="memory"), path.read_bytes()
+        path = records.save_auxiliary(self.made(), tmp_path / "x.parquet", kind="memory")
+        sound, content = records.load_auxiliary(path, kind="memory"), path.read_bytes()
         refused = 0
         for changed in mutations(content, 150, seed=3):
             path.write_bytes(changed)
             try:
-                found = records.load_aside(path, kind="memory")
+                found = records.load_auxiliary(path, kind="memory")
             except RecordError as error:
                 refused += str(path) in str(error)
             else:
@@ -147,7 +147,7 @@ class TestAsides:
         for path in DATA.glob("*.parquet"):
             kind = path.stem.rsplit("_", 1)[1]
             if kind in ("memory", "growth", "links", "knobs"):
-                assert "no digest" in records.protection_of(records.load_aside(path, kind=kind))
+                assert "no digest" in records.protection_of(records.load_auxiliary(path, kind=kind))
 
 
 class TestAppending:

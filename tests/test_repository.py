@@ -14,19 +14,45 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mnnvl_lab"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOW = (
-    ("errors", "arguments", "checkout", "exercise", "order_statistics", "processes", "progress", "show"),
-    ("layout",),
-    ("model",),
-    ("hardware", "routing", "need"),
-    ("workspace", "limits", "bounds", "link_rates", "oracle"),
-    ("planner",),
-    ("ranks", "postmortem"),
-    ("transport",),
-    ("measure",),
-    ("records",),
+    "errors",
+    "arguments",
+    "progress",
+    "notebook",
+    "layout",
+    "model",
+    "hardware",
+    "exchange",
+    "workspace",
+    "routing",
+    "bounds",
+    "link_rates",
+    "oracle",
+    "planner",
+    "records",
+    "datasets",
+    "read_published",
+    "analysis",
+    "prediction",
+    "engines",
+    "simulate",
+    "plots",
+    "model_check",
+    "processes",
+    "hang",
+    "ranks",
+    "transport",
+    "measure",
+    "wrong_group",
+    "faults",
+    "doctor",
+    "cli",
+    "__main__",
 )
-"""From the first to the last; what is not named comes after all of these."""
-PURE = ("layout", "model", "routing", "workspace", "bounds", "oracle", "planner", "hardware")
+"""Packages and top-level modules in the order of imports: each may import those before it, and itself."""
+PURE = ("layout", "model", "routing", "workspace", "bounds", "oracle", "planner", "hardware", "exchange")
+TABLES = ("records", "datasets", "analysis", "plots")
+"""What only reads and writes tables: needs neither ranks nor transports nor torch."""
+MOST_LINES = 400
 
 
 def pyproject():
@@ -92,36 +118,98 @@ def test_the_pure_half_needs_numpy_and_pandas_alone():
     assert run_python(f"import sys; {imports}; print({heavy!r} & set(sys.modules) - {allowed})").strip() == "set()"
 
 
-def place(module):
-    """Index in the flow; what is not named comes last."""
-    first = module.split(".")[1] if "." in module else ""
-    return next((i for i, names in enumerate(FLOW) if first in names), len(FLOW))
+def part_of(module):
+    """The entry of the flow to which a module belongs; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
 
 
 def imported(tree):
-    """Modules of the package that are imported when the code runs, not for type checking alone."""
-    checking = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
+    """Every name that an import statement binds or loads, of any form, wherever it stands, as dotted names."""
     for node in ast.walk(tree):
-        if id(node) in checking:
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mnnvl_lab."):
-            yield node.module
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("mnnvl_lab."))
+            yield from (alias.name for alias in node.names)
+
+
+def parts_imported(tree):
+    return {part_of(name) for name in imported(tree) if name.startswith("mnnvl_lab.")} - {"__version__"}
+
+
+def test_the_flow_names_every_part_of_the_package():
+    parts = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert parts - {"__init__"} == set(FLOW)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_backwards_along_the_flow(path):
-    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if place(own) == len(FLOW):
+    own = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own == "__init__":
         return
-    for module in imported(ast.parse(path.read_text())):
-        assert place(module) <= place(own), f"{own} imports {module}, which comes later"
+    later = {part for part in parts_imported(ast.parse(path.read_text())) if FLOW.index(part) > FLOW.index(own)}
+    assert not later, f"{own} imports {', '.join(sorted(later))}, which come later"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from mnnvl_lab import plots",
+        "from mnnvl_lab.plots import style",
+        "import mnnvl_lab.plots.style as look",
+        "def f():\n    from mnnvl_lab.plots.style import strokes",
+        "if TYPE_CHECKING:\n    from mnnvl_lab import plots",
+    ],
+)
+def test_every_form_of_import_is_seen(statement):
+    assert parts_imported(ast.parse(statement)) == {"plots"}
+
+
+def test_no_two_modules_import_each_other():
+    graph = {module_name(path): imports_of(path) for path in MODULES}
+    seen: dict[str, int] = {}
+
+    def visit(module, trail):
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if seen.get(module):
+            return
+        for other in sorted(graph.get(module, ())):
+            visit(other, [*trail, module])
+        seen[module] = 1
+
+    for module in graph:
+        visit(module, [])
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path):
+    """Modules of the package that are loaded when this one is; what is for type checking or inside functions is not."""
+    tree = ast.parse(path.read_text())
+    late = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, late) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    known = {module_name(each) for each in MODULES}
+    names = set(imported(ast.Module(body=[n for n in tree.body if id(n) not in skipped], type_ignores=[])))
+    own = module_name(path)
+    return {next((n for n in (name, name.rpartition(".")[0]) if n in known), own) for name in names} - {
+        own,
+        "mnnvl_lab",
+    }
+
+
+@pytest.mark.parametrize("part", TABLES)
+def test_what_reads_tables_needs_neither_ranks_nor_torch(part):
+    code = f"import sys, mnnvl_lab.{part}; print([m for m in sys.modules if m.startswith({UNWANTED!r})])"
+    assert run_python(code).strip() == "[]"
+
+
+UNWANTED = ("torch", "flashinfer", "ipyparallel", "mnnvl_lab.ranks", "mnnvl_lab.transport", "mnnvl_lab.processes")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

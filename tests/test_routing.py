@@ -11,19 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.routing import (
-    Balanced,
-    HotExpert,
-    HotRank,
-    Load,
-    LogNormal,
-    Replay,
-    Uniform,
-    Zipf,
-    parse,
-    traffic,
-)
-from mnnvl_lab.routing.streams import Purpose, bits, uniform
+from mnnvl_lab.routing import Balanced, HotExpert, HotRank, Load, LogNormal, Replay, Uniform, Zipf, parse, traffic
+from mnnvl_lab.routing.random_bits import Purpose, bits, uniform
 
 RANDOM = (Uniform(), Zipf(exponent=1.2), LogNormal(sigma=1.5), HotExpert(share=0.4, expert=3), HotRank(share=0.6))
 ALL = (*RANDOM, Balanced())

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mnnvl_lab import plots, recorded
+from mnnvl_lab import datasets, plots
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.plots.fonts import letters_of
 from mnnvl_lab.plots.save import svg_of
@@ -24,14 +24,14 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(scope="module")
 def samples():
-    return recorded.load("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and routing == 'uniform'")
+    return datasets.load_recorded("h100x2_nvlink_ep2_bf16").query("clock == 'graph' and routing == 'uniform'")
 
 
 @pytest.fixture
 def ax(samples):
     mpl.use("Agg")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    return plots.latency(samples, bounds=plots.limits(samples), ax=figure.subplots())
+    return plots.latency(samples, bounds=plots.lower_bounds(samples), ax=figure.subplots())
 
 
 def pixels_of(figure):

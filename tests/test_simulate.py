@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mnnvl_lab as lab
-from mnnvl_lab import published
+from mnnvl_lab import datasets
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.prediction import predicted_crossings, table_crossings
@@ -120,18 +120,18 @@ def test_bad_input_is_refused(changes, message):
 
 
 def test_one_sided_overtakes_two_sided_where_the_table_says():
-    found = table_crossings(published.load(TABLE)).set_index("ep_size")
+    found = table_crossings(datasets.load_published(TABLE)).set_index("ep_size")
     assert list(found.index) == [2, 4, 8, 16, 32]
     assert found.loc[[2, 4], "tokens"].tolist() == [1, 1]
     assert 20 < found.loc[8, "tokens"] < 64
     assert 64 < found.loc[32, "tokens"] < 160
     assert (found["tokens_low"] <= found["tokens"]).all()
     assert (found["tokens"] <= found["tokens_high"]).all()
-    assert 0.005 < figure_spread(published.load(TABLE)) < 0.1
+    assert 0.005 < figure_spread(datasets.load_published(TABLE)) < 0.1
 
 
 def test_a_table_of_one_mode_has_no_crossing():
-    table = published.load(TABLE)
+    table = datasets.load_published(TABLE)
     with pytest.raises(Refused, match="must hold one_sided and two_sided"):
         table_crossings(table, form="fp8")
 
@@ -139,7 +139,7 @@ def test_a_table_of_one_mode_has_no_crossing():
 def test_predicted_crossings_hold_the_tables():
     layouts = [Layout(dp=n, gpus_per_node=4) for n in (8, 32, 64)]
     found = predicted_crossings(layouts, **V3, gpu="gb200", format="nvfp4").set_index("ep_size")
-    table = table_crossings(published.load(TABLE)).set_index("ep_size")
+    table = table_crossings(datasets.load_published(TABLE)).set_index("ep_size")
     for size in (8, 32):
         assert found.loc[size, "tokens_low"] <= table.loc[size, "tokens"] <= found.loc[size, "tokens_high"]
     assert set(found["basis"]) == {"prediction"}

@@ -3,13 +3,13 @@
 import pandas as pd
 import pytest
 
+from mnnvl_lab.analysis.skew import entries, straggler_effect
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Delay, Point, Sampling, measure
-from mnnvl_lab.measure.skew import entries, straggler_effect
-from mnnvl_lab.plots.skew import others_wait, timeline
+from mnnvl_lab.plots.samples import others_wait, timeline
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange
 
 POINT = {
     "mode": "one_sided",

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnnvl_lab.errors import LabError, Refused
+from mnnvl_lab.exchange import Batch, Exchange
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.transport.checks import check_exchange
-from mnnvl_lab.transport.exchange import Batch, Exchange
-from mnnvl_lab.transport.mended import CONDITION, MENDED, mend
-from mnnvl_lab.transport.step_guard import StepGuard, rows_to_targets
-from mnnvl_lab.workspace.prepare_steps import fills_last_step, first_rows_that_fill, packets_per_step, prepare_packets
+from mnnvl_lab.transport.flashinfer.mended import CONDITION, MENDED, mend
+from mnnvl_lab.transport.flashinfer.step_guard import StepGuard, rows_to_targets
+from mnnvl_lab.transport.validation import check_exchange
+from mnnvl_lab.workspace.two_sided import fills_last_step, first_rows_that_fill, packets_per_step, prepare_packets
 from tools.findings import two_sided_prepare as reproducer
 
 TOP_KS = st.integers(1, 22)

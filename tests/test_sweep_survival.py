@@ -13,9 +13,9 @@ import pytest
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.measure import Point
+from mnnvl_lab.measure.run import run
 from mnnvl_lab.records import files
 from mnnvl_lab.records.files import done_points, point_key
-from mnnvl_lab.sweep import run
 from tests.sweep_for_survival import POINTS, SWEEP
 
 LIMIT_S = 60

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from mnnvl_lab.errors import LabError, Refused, SmLimitFixed
-from mnnvl_lab.transport import flashinfer_two_sided, symmetric, upstream
-from mnnvl_lab.transport.flashinfer_base import between, first_line, require_prediction
-from mnnvl_lab.transport.peek import cut
+from mnnvl_lab.transport.flashinfer import memory, two_sided, upstream
+from mnnvl_lab.transport.flashinfer.base import between, first_line, require_prediction, split_regions
 from mnnvl_lab.workspace import OneSidedWorkspace, TwoSidedWorkspace
 
 torch = pytest.importorskip("torch")
@@ -47,19 +46,19 @@ def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     view = lambda self, dtype: torch.ones(self.group.size, self.size_bytes, dtype=torch.uint8).view(dtype)  # noqa: E731
-    monkeypatch.setattr(symmetric.SymmetricMemory, "view", view)
-    monkeypatch.setattr(symmetric, "comes_to_rest", lambda device: True)
+    monkeypatch.setattr(memory.SymmetricMemory, "view", view)
+    monkeypatch.setattr(memory, "comes_to_rest", lambda device: True)
     return opened
 
 
 def allocated(group):
-    return symmetric.SymmetricMemory(group, size_bytes=64, device=torch.device("cpu"))
+    return memory.SymmetricMemory(group, size_bytes=64, device=torch.device("cpu"))
 
 
 def test_backend_answers_flashinfers_protocol():
     from flashinfer.comm.mnnvl import all_ranks_agree
 
-    backend = symmetric.GroupBackend(FakeGroup(answers=[True, False]))
+    backend = memory.GroupBackend(FakeGroup(answers=[True, False]))
     assert (backend.Get_rank(), backend.Get_size()) == (1, 4)
     assert backend.Split(3, 0) is backend
     assert backend.bcast("x", 2) == ("x", 2)
@@ -68,23 +67,23 @@ def test_backend_answers_flashinfers_protocol():
 
 def test_upstreams_window_is_put_back_also_after_a_failure():
     memory = mnnvl.MnnvlMemory
-    before = {name: getattr(memory, name) for name in symmetric._WINDOW}
+    before = {name: getattr(memory, name) for name in memory._WINDOW}
 
     def allocate_in_vain():
-        with symmetric.own_window("ours"):
+        with memory.own_window("ours"):
             assert (memory.comm, memory.current_rank_stride) == ("ours", 0)
             memory.current_rank_stride, memory.dev_id = 512, 7
             raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
         allocate_in_vain()
-    assert {name: getattr(memory, name) for name in symmetric._WINDOW} == before
+    assert {name: getattr(memory, name) for name in memory._WINDOW} == before
 
 
 @pytest.mark.parametrize(("answers", "left"), [([False, False], False), ([None, False], None)])
 def test_all_ranks_probe_again_if_one_process_is_new(monkeypatch, answers, left):
     monkeypatch.setattr(mnnvl.MnnvlMemory, "_fabric_supported", False)
-    symmetric.forget_fabric_support(symmetric.GroupBackend(FakeGroup(answers=answers)))
+    memory.forget_fabric_support(memory.GroupBackend(FakeGroup(answers=answers)))
     assert mnnvl.MnnvlMemory._fabric_supported is left
 
 
@@ -117,22 +116,22 @@ def test_memory_goes_even_if_a_peer_is_gone(driver):
 def test_memory_is_abandoned_without_waiting_for_a_peer(driver):
     memory = allocated(FakeGroup())
     before = memory.group.barriers
-    memory.abandon()
+    memory.abort()
     assert (driver, memory.group.barriers) == ({}, before)
-    memory.abandon()
+    memory.abort()
     memory.close()
     assert memory.group.barriers == before
 
 
 def test_memory_under_a_spinning_kernel_stays_until_the_process_ends(driver, monkeypatch):
     memory = allocated(FakeGroup())
-    monkeypatch.setattr(symmetric, "comes_to_rest", lambda device: False)
-    memory.abandon()
+    monkeypatch.setattr(memory, "comes_to_rest", lambda device: False)
+    memory.abort()
     assert driver == {1 << 40: 4}
 
 
 def test_memory_goes_if_it_cannot_be_zeroed(driver, monkeypatch):
-    monkeypatch.setattr(symmetric.SymmetricMemory, "_zero", lambda self: 1 / 0)
+    monkeypatch.setattr(memory.SymmetricMemory, "_zero", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         allocated(FakeGroup())
     assert driver == {}
@@ -143,7 +142,7 @@ def test_flags_are_cut_out_of_the_head_of_a_row():
     flags = between(plan.regions, "flag_val", "combine_completion_flags")
     row = np.zeros(flags[-1].end_bytes, dtype=np.uint8)
     row[128:136] = np.array([7, 5], dtype=np.int32).view(np.uint8)  # OP:106-146: the flags begin at the first 128
-    assert cut(row, flags)["dispatch_completion_flags"].tolist() == [7, 5]
+    assert split_regions(row, flags)["dispatch_completion_flags"].tolist() == [7, 5]
     assert len(row) == 256 + 8
 
 
@@ -151,7 +150,7 @@ def test_connections_are_cut_out_of_a_tail_that_starts_elsewhere():
     region = TwoSidedWorkspace(ep_size=2, sm_limit=4).regions[1]
     tail = np.zeros(region.size_bytes, dtype=np.uint8)
     tail[256:264] = np.array([9], dtype=np.uint64).view(np.uint8)  # one channel: the second peer's head
-    words = cut(tail, [region], begin_bytes=region.offset_bytes)["connections"]
+    words = split_regions(tail, [region], begin_bytes=region.offset_bytes)["connections"]
     assert words[1, 0, 0] == 9
     assert words.sum() == 9
 
@@ -195,13 +194,13 @@ def module(monkeypatch):
 )
 def test_the_sm_limit_is_set_once_in_a_process(module, sm_limit, used, calls):
     for _ in range(2):
-        assert flashinfer_two_sided.fix_sm_limit(FakeRank(), FakeGroup(), sm_limit) == used
+        assert two_sided.fix_sm_limit(FakeRank(), FakeGroup(), sm_limit) == used
     assert module.calls == calls
 
 
 def test_another_sm_limit_is_refused_by_all_ranks_if_one_process_has_used_it(module):
     with pytest.raises(SmLimitFixed, match=r"66 multiprocessors but the process of ep_rank 1 has used 33.*renew"):
-        flashinfer_two_sided.fix_sm_limit(FakeRank(), FakeGroup(size=2, answers=[None, 33]), 66)
+        two_sided.fix_sm_limit(FakeRank(), FakeGroup(size=2, answers=[None, 33]), 66)
     assert module.calls == []
 
 

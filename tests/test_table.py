@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 
 import mnnvl_lab as lab
-from mnnvl_lab import recorded, records
+from mnnvl_lab import datasets, records
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.order_statistics import median_interval
+from mnnvl_lab.records.statistics import median_interval
 
 NASTY = r"50%_of {a} & b\c | <d> ~$^#"
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return recorded.load("h100x2_nvlink_ep2_bf16").query(
+    return datasets.load_recorded("h100x2_nvlink_ep2_bf16").query(
         "clock == 'graph' and routing == 'uniform' and tokens in (1, 128, 4096)"
     )
 

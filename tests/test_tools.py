@@ -32,7 +32,9 @@ def stopped(name, words, capsys):
 
 
 def test_there_are_the_tools_that_the_pages_name():
-    assert {"figures", "judge", "latency_report", "notebooks", "predict", "record", "reliability", "soak"} <= set(TOOLS)
+    assert {"figures", "evaluate", "latency_report", "notebooks", "predict", "record", "reliability", "soak"} <= set(
+        TOOLS
+    )
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -74,7 +76,7 @@ def test_help_of_a_tool_run_as_a_user_runs_it():
         ("reliability", ["--share", "0"], "'0' is no number in"),
         ("predict", ["x.parquet", "--tokens", "0"], "0 is out of range"),
         ("record", ["links", "--fabric", "host", "--ranks", "two", "--out", "x"], "'two' is no whole number"),
-        ("judge", [], "FILE"),
+        ("evaluate", [], "FILE"),
     ],
 )
 def test_bad_values_are_refused_before_anything_starts(name, words, said, capsys):
@@ -85,7 +87,7 @@ def test_bad_values_are_refused_before_anything_starts(name, words, said, capsys
 
 
 def test_what_the_package_refuses_is_one_line(capsys, tmp_path):
-    for name in ("judge", "predict"):
+    for name in ("evaluate", "predict"):
         status = run_tool(main_of(name), [str(tmp_path / "nowhere.parquet")])
         err = capsys.readouterr().err
         assert status == 1

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from mnnvl_lab.analysis import trace
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.measure import trace
 from tests.test_skew import samples
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from mnnvl_lab.exchange import MODES, Exchange
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
 from mnnvl_lab.routing import HotRank, Load, Uniform, Zipf
-from mnnvl_lab.transport.exchange import MODES, Exchange
 from tests import transport_helpers as on
 
 GPUS = count_visible_gpus()

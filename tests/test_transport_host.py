@@ -10,15 +10,21 @@ import pytest
 import torch
 
 from mnnvl_lab.errors import LabError, RankError, RankTimeout
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.oracle import reduce_slots
-from mnnvl_lab.oracle.dispatch import target_ranks
+from mnnvl_lab.oracle.kernel_rules import target_ranks
 from mnnvl_lab.routing import HotRank, Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange
-from mnnvl_lab.transport.keeping import Held, keep_workspaces, put_back, release_workspaces, take
-from mnnvl_lab.transport.segments import Segments
-from mnnvl_lab.transport.slot_sum import RowTable, SlotSum, additions
-from mnnvl_lab.transport.waiting import Fence, wait_until
+from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable, additions
+from mnnvl_lab.transport.host.shared_memory import (
+    Held,
+    SharedMemory,
+    keep_workspaces,
+    put_back,
+    release_workspaces,
+    take,
+)
+from mnnvl_lab.transport.host.sync import Fence, wait_until
 from mnnvl_lab.workspace import OneSidedWorkspace
 from tests import transport_helpers as on
 
@@ -113,7 +119,7 @@ def test_a_rank_that_stays_away_is_named(four, mode, phase):
 def test_waiting_ends_at_its_limit():
     with pytest.raises(RankTimeout, match="nobody"):
         wait_until(
-            lambda: False, limit_s=0.05, blame=lambda: RankTimeout(rank=0, phase="dispatch", cause="nobody came")
+            lambda: False, limit_s=0.05, on_timeout=lambda: RankTimeout(rank=0, phase="dispatch", cause="nobody came")
         )
 
 
@@ -127,7 +133,7 @@ class Ordered:
 def test_a_fence_releases_before_it_acquires_so_that_no_access_passes_it(monkeypatch):
     """Release keeps earlier accesses before it, acquisition later ones behind it; the other order keeps neither."""
     events = []
-    monkeypatch.setattr("mnnvl_lab.transport.waiting.threading.Lock", lambda: Ordered(events))
+    monkeypatch.setattr("mnnvl_lab.transport.host.sync.threading.Lock", lambda: Ordered(events))
     fence = Fence()
     assert events == ["acquire"]
     for _ in range(2):
@@ -212,7 +218,7 @@ def test_segments_are_private_zeroed_and_gone(tmp_path, monkeypatch, named):
     """Also as files, for systems without nameless segments."""
     if named:
         monkeypatch.delattr(os, "memfd_create", raising=False)
-    segments = Segments(Alone(), size_bytes=5000, directory=tmp_path)
+    segments = SharedMemory(Alone(), size_bytes=5000, directory=tmp_path)
     assert segments.row(0).tolist() == [0] * 5000
     assert segments.stride_bytes % os.sysconf("SC_PAGESIZE") == 0
     segments.row(0)[-1] = 7
@@ -223,7 +229,7 @@ def test_segments_are_private_zeroed_and_gone(tmp_path, monkeypatch, named):
 def test_a_segment_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "memfd_create", raising=False)
     with pytest.raises(LabError, match="shared segment"):
-        Segments(Alone(), size_bytes=5000, directory=tmp_path / "missing")
+        SharedMemory(Alone(), size_bytes=5000, directory=tmp_path / "missing")
 
 
 class OneRank:
@@ -279,7 +285,7 @@ def test_leaving_out_empty_slots_changes_no_bit(top_k, dtype):
     row_bytes = hidden * dtype.itemsize
     offsets = np.where(filled, np.arange(tokens * top_k).reshape(tokens, top_k) * row_bytes, -1)
     table = RowTable(rows.view(torch.uint8).view(-1), row_bytes=row_bytes, grain_bytes=row_bytes)
-    total = SlotSum(top_k=top_k, hidden=hidden, dtype=dtype, sum_dtype=dtype)
+    total = CombineSum(top_k=top_k, hidden=hidden, dtype=dtype, sum_dtype=dtype)
     for _ in range(2):
         assert on.same_bits(total(table, offsets), expected)
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mnnvl_lab.faults import absence
+from mnnvl_lab.exchange import Exchange
+from mnnvl_lab.faults import hangs
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.exchange import Exchange
 from tests import transport_helpers as on
 
 LAYOUT = Layout(dp=4)
@@ -74,10 +74,10 @@ def test_ranks_that_bring_different_admitted_batches_are_told(four):
 
 
 def test_the_living_change_the_size_although_a_rank_is_dead(four):
-    points = [absence.small_point(LAYOUT, tokens=tokens, enable_rank_mask=True) for tokens in (5, 9, 16, 1)]
-    four.run(absence.open_and_keep, points[0])
+    points = [hangs.small_point(LAYOUT, tokens=tokens, enable_rank_mask=True) for tokens in (5, 9, 16, 1)]
+    four.run(hangs.open_and_keep, points[0])
     four.kill(3)
     for point in points:
-        latencies_us = four.run(absence.live_on, point, (0, 1, 2), only=(0, 1, 2))
+        latencies_us = four.run(hangs.live_on, point, (0, 1, 2), only=(0, 1, 2))
         assert [len(latencies) for latencies in latencies_us] == [3] * 3
     four.renew()

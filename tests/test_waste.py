@@ -5,23 +5,22 @@ import pytest
 
 from mnnvl_lab import plots
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Exchange, ExchangeShape
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.measure import waste
-from mnnvl_lab.need import Need
+from mnnvl_lab.measure import memory_overhead
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.transport.exchange import Exchange
 
 MIB = 1 << 20
 
 
 def need(**changed):
     fields = {"layout": Layout(tp=2, dp=4), "max_tokens": 8192, "hidden": 7168, "experts": 256, "top_k": 8}
-    return Need(**fields | {"format": "nvfp4"} | changed)
+    return ExchangeShape(**fields | {"format": "nvfp4"} | changed)
 
 
 def test_sp_moe_reserves_tp_times_what_it_needs():
     """hidden 7168, nvfp4, EP8, 8192 tokens: 1153 MiB reserved, 577 needed at TP 2 (calculated from vLLM's source)."""
-    found = waste.sized_by_whole_batch(need())
+    found = memory_overhead.sized_by_whole_batch(need())
     assert round(found.taken_bytes / MIB) in (1153, 1154)  # 1153.4, rounded up to 2 MiB
     assert round(found.needed_bytes / MIB) in (577, 578)
     assert found.share == pytest.approx(0.5, abs=0.001)
@@ -29,23 +28,23 @@ def test_sp_moe_reserves_tp_times_what_it_needs():
 
 
 def test_without_tp_nothing_is_wasted_by_the_batch():
-    assert waste.sized_by_whole_batch(need(layout=Layout(dp=8))).wasted_bytes == 0
+    assert memory_overhead.sized_by_whole_batch(need(layout=Layout(dp=8))).overhead_bytes == 0
 
 
 def test_bf16_combine_is_78_percent_under_nvfp4():
-    assert waste.combine_share(need()) == pytest.approx(0.78, abs=0.005)
-    found = waste.wide_combine(need())
+    assert memory_overhead.combine_share(need()) == pytest.approx(0.78, abs=0.005)
+    found = memory_overhead.wide_combine(need())
     # rows of 3584 + 448 bytes instead of 14336, for 8192 tokens of each of 8 ranks
-    assert found.wasted_bytes == 8 * 8192 * (14336 - 4032)
+    assert found.overhead_bytes == 8 * 8192 * (14336 - 4032)
 
 
 def test_bf16_combine_wastes_nothing_under_bf16():
-    assert waste.wide_combine(need(format="bf16")).wasted_bytes == 0
+    assert memory_overhead.wide_combine(need(format="bf16")).overhead_bytes == 0
 
 
 def test_addresses_are_reserved_in_strides():
     """EP8, 2048 tokens, bf16: 450 MiB a rank are 3.5 GiB mapped and 4 GiB reserved."""
-    found = waste.reserved_addresses(need(max_tokens=2048, format="bf16"))
+    found = memory_overhead.reserved_addresses(need(max_tokens=2048, format="bf16"))
     assert found.what == "addresses"
     assert (found.taken_bytes, found.needed_bytes) == (4096 * MIB, 8 * 450 * MIB)
 
@@ -53,15 +52,17 @@ def test_addresses_are_reserved_in_strides():
 def test_growth_keeps_every_older_workspace():
     """EP2, bf16: 4096 tokens take 236,978,176 bytes as recorded; 2048 and 1024 about a half and a quarter."""
     pair = need(layout=Layout(dp=2), format="bf16")
-    found = waste.kept_after_growth(pair, (1024, 2048, 4096))
+    found = memory_overhead.kept_after_growth(pair, (1024, 2048, 4096))
     assert found.needed_bytes == 236_978_176
     assert found.taken_bytes == pytest.approx(1.75 * 236_978_176, rel=0.01)
     with pytest.raises(Refused, match="must grow"):
-        waste.kept_after_growth(pair, (2048, 1024))
+        memory_overhead.kept_after_growth(pair, (2048, 1024))
 
 
 def test_the_table_has_a_row_a_habit():
-    table = waste.waste_table([waste.sized_by_whole_batch(need()), waste.wide_combine(need())])
+    table = memory_overhead.overhead_table(
+        [memory_overhead.sized_by_whole_batch(need()), memory_overhead.wide_combine(need())]
+    )
     assert table["name"].tolist() == ["sized by the whole batch", "wide combine"]
     assert (table["wasted_bytes"] == table["taken_bytes"] - table["needed_bytes"]).all()
 
@@ -73,7 +74,7 @@ def exchange(**changed):
 
 def test_growth_on_host_is_refused(host_ranks):
     with pytest.raises(Refused, match="MoeAlltoAll needs GPUs"):
-        host_ranks.run(waste.grow, exchange(), (1, 2))
+        host_ranks.run(memory_overhead.grow, exchange(), (1, 2))
 
 
 def test_the_figure_of_growth_shows_what_was_taken_under_what_was_predicted():
@@ -92,7 +93,7 @@ def test_flashinfer_keeps_what_this_package_gives_back():
     pair = exchange(hidden=7168, experts=256, top_k=8)
     tokens = (1024, 2048, 4096)
     with Ranks(Layout(dp=2), fabric="nvlink") as ranks:
-        for found in ranks.run(waste.grow, pair, tokens):
+        for found in ranks.run(memory_overhead.grow, pair, tokens):
             assert found.upstream_bytes == found.predicted_bytes
             assert found.own_bytes[-1] == 236_978_176
             assert (found.upstream_left_bytes, found.own_left_bytes) == (0, 0)

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnnvl_lab import limits
-from mnnvl_lab.workspace import OneSidedWorkspace, mnnvl, one_sided, pack, two_sided
+from mnnvl_lab.workspace import OneSidedWorkspace, kernel_limits, mnnvl, one_sided, pack, two_sided
 
 pytestmark = pytest.mark.skipif(find_spec("flashinfer") is None, reason="flashinfer-python is not installed here")
 
@@ -28,8 +27,8 @@ def source(path):
     ("path", "pattern", "value"),
     [
         (f"{KERNELS}.h", r"kMaxTopK = (\d+)", one_sided.TOP_K_SLOTS),
-        (f"{KERNELS}.h", r"kMaxRanks = (\d+)", limits.ONE_SIDED_MAX_RANKS),
-        (f"{KERNELS}.h", r"kMaxPayloads = (\d+)", limits.MAX_PAYLOADS),
+        (f"{KERNELS}.h", r"kMaxRanks = (\d+)", kernel_limits.ONE_SIDED_MAX_RANKS),
+        (f"{KERNELS}.h", r"kMaxPayloads = (\d+)", kernel_limits.MAX_PAYLOADS),
         ("csrc/trtllm_moe_alltoall.cu", r"kCachelineAlignment = (\d+)", one_sided.ALIGNMENT_BYTES),
         (CUH, r"RECV_FIFO_DEPTH = (\d+)", two_sided.FIFO_DEPTH),
         (CUH, r"RECV_FIFO_ENTRY_BYTES = (\d+) \* 1024", two_sided.FIFO_ENTRY_BYTES // 1024),
@@ -47,7 +46,7 @@ def test_constants_stand_in_the_sources(path, pattern, value):
 
 def test_top_k_values_are_those_that_the_kernels_switch_over():
     switch = re.search(r"#define SWITCH_TOP_K.*?Unsupported", source(f"{KERNELS}.cu"), re.S).group()
-    assert tuple(sorted(int(k) for k in re.findall(r"case (\d+):", switch))) == limits.ONE_SIDED_TOP_K
+    assert tuple(sorted(int(k) for k in re.findall(r"case (\d+):", switch))) == kernel_limits.ONE_SIDED_TOP_K
 
 
 @settings(max_examples=50)

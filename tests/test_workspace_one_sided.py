@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.need import Need
 from mnnvl_lab.workspace import OneSidedWorkspace
 
 GIB = 2**30
@@ -64,12 +64,12 @@ def test_offsets_and_size_equal_the_closed_form(need):
     [(8, 2048, 471_171_456), (2, 4096, 236_126_592), (4, 1024, 117_883_264), (8, 1024, 235_585_920)],
 )
 def test_recorded_sizes_of_bf16_at_hidden_7168_and_top_8(ep_size, max_tokens, workspace_bytes):
-    need = Need(layout=Layout(dp=ep_size), max_tokens=max_tokens, hidden=7168, experts=256, top_k=8)
+    need = ExchangeShape(layout=Layout(dp=ep_size), max_tokens=max_tokens, hidden=7168, experts=256, top_k=8)
     assert OneSidedWorkspace.of(need).workspace_bytes == workspace_bytes
 
 
 def test_the_worked_example_part_by_part():
-    need = Need(layout=Layout(tp=2, dp=4), max_tokens=2048, hidden=7168, experts=256, top_k=8)
+    need = ExchangeShape(layout=Layout(tp=2, dp=4), max_tokens=2048, hidden=7168, experts=256, top_k=8)
     workspace = OneSidedWorkspace.of(need)
     parts = workspace.aux_bytes, workspace.dispatch_bytes, workspace.combine_bytes
     assert parts == (360_832, 235_929_600, 234_881_024)
@@ -89,12 +89,12 @@ def test_gib_of_vllms_dispatch_layouts_at_8192_tokens(ep_size):
     expected = dict(zip(("nvfp4", "fp8_block", "bf16"), VLLM_GIB[ep_size], strict=True))
     expected["mxfp8"] = expected["fp8_block"]
     for name, gib in expected.items():
-        need = Need(layout=Layout(dp=ep_size), max_tokens=8192, hidden=7168, experts=256, top_k=8, format=name)
+        need = ExchangeShape(layout=Layout(dp=ep_size), max_tokens=8192, hidden=7168, experts=256, top_k=8, format=name)
         assert round(OneSidedWorkspace.of(need).workspace_bytes / GIB, 2) == pytest.approx(gib, abs=0.005), name
 
 
 def test_combine_is_78_percent_of_the_nvfp4_workspace():
-    need = Need(layout=Layout(dp=8), max_tokens=8192, hidden=7168, experts=256, top_k=8, format="nvfp4")
+    need = ExchangeShape(layout=Layout(dp=8), max_tokens=8192, hidden=7168, experts=256, top_k=8, format="nvfp4")
     workspace = OneSidedWorkspace.of(need)
     assert round(workspace.combine_bytes / workspace.workspace_bytes, 2) == 0.78
 
@@ -131,7 +131,7 @@ def test_a_round_packs_payloads_without_gaps_and_aligns_combine(need, share, cut
 
 
 def test_a_full_round_lies_where_the_regions_say():
-    need = Need(layout=Layout(dp=8), max_tokens=77, hidden=7168, experts=256, top_k=6, format="nvfp4")
+    need = ExchangeShape(layout=Layout(dp=8), max_tokens=77, hidden=7168, experts=256, top_k=6, format="nvfp4")
     workspace = OneSidedWorkspace.of(need)
     rows = [part.row_bytes for part in need.payload_parts] + [24, 24]
     *_, dispatch, combine = workspace.regions

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from mnnvl_lab.errors import LabError, RankTimeout
-from mnnvl_lab.faults.dawdling import SlowPullOneSided
-from mnnvl_lab.oracle import Oracle, partial_gain, payload, reduce_slots
-from mnnvl_lab.oracle.combine import TREE_TOP_K
-from mnnvl_lab.oracle.dispatch import target_ranks
+from mnnvl_lab.exchange import Batch
+from mnnvl_lab.faults.races import SlowPullOneSided
+from mnnvl_lab.oracle import Oracle, partial_factor, payload, reduce_slots
+from mnnvl_lab.oracle.kernel_rules import TREE_TOP_K, target_ranks
 from mnnvl_lab.transport import open_transport
-from mnnvl_lab.transport.exchange import Batch
 
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
 
@@ -92,9 +91,9 @@ def partials_of(rank, exchange, load, transport, received, tokens_R):
         ids, weights = received.experts[block].cpu().numpy(), received.weights[block].cpu().numpy()
         foreign = ids == exchange.experts  # what two-sided's prepare writes over choices of other ranks' experts
         ids, weights = np.where(foreign, 0, ids), np.where(foreign, np.float32(0), weights)
-        gain = partial_gain(ids, weights, ep_rank=me, experts=exchange.experts, ep_size=exchange.ep_size)
+        factor = partial_factor(ids, weights, ep_rank=me, experts=exchange.experts, ep_size=exchange.ep_size)
         rows = payload.rows(seed=load.seed, rank=source, tokens=tokens, hidden=exchange.hidden)
-        partials[block] = torch.from_numpy(rows * gain[:, None]).to(partials.dtype).to(partials.device)
+        partials[block] = torch.from_numpy(rows * factor[:, None]).to(partials.dtype).to(partials.device)
     return partials
 
 
@@ -149,7 +148,7 @@ def slow_pulls(rank, exchange, loads, *, slow, pause_s, active_ranks=None, ahead
         if active_ranks is not None and transport.ep_rank not in active_ranks:
             return 0
         batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
-        batches = [transport.admit(batch) if ahead else batch for batch in batches]
+        batches = [transport.validate(batch) if ahead else batch for batch in batches]
         oracles = [oracle_of(exchange, load, active_ranks) for load in loads]
         combined = [exchanged(rank, transport, *round_) for round_ in zip(loads, batches, oracles, strict=True)]
     for got, oracle in zip(combined, oracles, strict=True):
@@ -171,7 +170,7 @@ def collectives(rank, exchange, loads, *, active_ranks=None, ahead=False):
         if active_ranks is not None and transport.ep_rank not in active_ranks:
             return made
         batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
-        batches = [transport.admit(batch) if ahead else batch for batch in batches]
+        batches = [transport.validate(batch) if ahead else batch for batch in batches]
         for batch in batches:
             before = sum(group.begun for group in rank.groups.values())
             received = transport.dispatch(batch)
@@ -185,7 +184,7 @@ def enqueued_sizes(rank, exchange, loads):
     said = []
     with open_transport(rank, exchange) as transport:
         for load in loads:
-            batch = transport.admit(batch_of(rank, exchange, load)).batch
+            batch = transport.validate(batch_of(rank, exchange, load)).batch
             said.append(refusal(lambda batch=batch: enqueued_round(transport, batch)))
             transport.meet(batch)
             said.append(refusal(lambda batch=batch: enqueued_round(transport, batch)))
@@ -202,7 +201,7 @@ def enqueued_round(transport, batch):
 def different_admitted_sizes(rank, exchange, loads, *, odd):
     """One rank dispatches another of two admitted batches than its peers; what each is told."""
     with open_transport(rank, exchange) as transport:
-        first, *others = [transport.admit(batch_of(rank, exchange, load)) for load in loads]
+        first, *others = [transport.validate(batch_of(rank, exchange, load)) for load in loads]
         transport.combine(transport.partials_buffer(transport.dispatch(first)))
         return refusal(lambda: transport.dispatch(others[rank.group("ep").rank == odd]))
 
@@ -249,7 +248,7 @@ def another_order(slots):
 
 def reopened(rank, exchanges, load, *, keep):
     """Transports one after the other; tells which of them began with the workspace of the one before."""
-    from mnnvl_lab.transport.keeping import keep_workspaces, release_workspaces
+    from mnnvl_lab.transport.host.shared_memory import keep_workspaces, release_workspaces
 
     if keep:
         keep_workspaces(rank)
@@ -291,7 +290,7 @@ def over_the_wrong_group(rank, exchange, load):
     try:
         with open_transport(rank, exchange) as transport:
             passed.append("open")
-            batch = transport.admit(batch_of(rank, exchange, load))
+            batch = transport.validate(batch_of(rank, exchange, load))
             transport.prepare(batch)
             passed.append("prepare")
             transport.dispatch(batch)
@@ -341,7 +340,7 @@ def one_stays_away(rank, exchange, load, *, absent, limit_s):
     """All but one rank dispatch; what they say."""
     with open_transport(rank, exchange) as transport:
         transport.wait_limit_s = limit_s
-        admitted = transport.admit(batch_of(rank, exchange, load))
+        admitted = transport.validate(batch_of(rank, exchange, load))
         if rank.group("ep").rank == absent:
             return None
         try:
@@ -358,7 +357,7 @@ def without_a_rank(rank, exchange, load, *, active_ranks):
         if rank.group("ep").rank in active_ranks:
             for seed in range(2):
                 one_round(rank, transport, replace(load, seed=seed), active_ranks=active_ranks)
-        return transport.peek_flags()["flag_val"].tolist()
+        return transport.read_flags()["flag_val"].tolist()
 
 
 def regions_after(rank, exchange, load, rounds_done):
@@ -379,7 +378,7 @@ def gathered_stats(rank, exchange, load):
 
 def mapped_segments(rank, exchange, load):
     """Shared segments in this process's address space: while open, after closing, while kept, after release."""
-    from mnnvl_lab.transport.keeping import keep_workspaces, release_workspaces
+    from mnnvl_lab.transport.host.shared_memory import keep_workspaces, release_workspaces
 
     counts = []
     with open_transport(rank, exchange) as transport:
@@ -405,7 +404,7 @@ def die_in_dispatch(rank, exchange, load):
 
     transport = open_transport(rank, exchange)
     transport.wait_limit_s = 2.0
-    admitted = transport.admit(batch_of(rank, exchange, load))
+    admitted = transport.validate(batch_of(rank, exchange, load))
     if rank.index == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     transport.dispatch(admitted)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mnnvl_lab.cli.words import Parser, number_in, path_name, whole_in
+from mnnvl_lab.cli.arguments import Parser, number_in, path_name, whole_in
 from mnnvl_lab.errors import LabError
 
 FABRICS = ("host", "nvlink", "shared_gpu")
@@ -20,7 +20,7 @@ def tool_parser(module: str, page: str) -> Parser:
     """A parser whose help is the tool's docstring: its first line, then examples and what else it says.
 
     Args:
-        module: how the tool is called, such as `tools.judge`.
+        module: how the tool is called, such as `tools.evaluate`.
         page: the module's docstring.
     """
     first, _, rest = page.strip().partition("\n")

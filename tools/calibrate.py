@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab import checkout, published, recorded
-from mnnvl_lab import latency_model as lm
+from mnnvl_lab import datasets
+from mnnvl_lab.analysis import latency_model as lm
+from mnnvl_lab.analysis.latency_model.solve import rivals
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.hardware import require_gpu
-from mnnvl_lab.latency_model.solve import rivals
 from mnnvl_lab.prediction import calibration
 from mnnvl_lab.prediction.calibration import Calibration, FittedPart
 from mnnvl_lab.prediction.round_costs import ROUND_PARTS
@@ -38,10 +38,10 @@ RECORDS = {
 
 def of_records(gpu: str) -> Calibration:
     """The latency model of rounds, fitted to records of one kind of GPU."""
-    names = [name for name in RECORDS[gpu] if name in recorded.names()]
+    names = [name for name in RECORDS[gpu] if name in datasets.recorded_names()]
     if not names:
-        raise Refused(f"no records of {gpu} in {checkout.DATA}: record {', '.join(RECORDS[gpu])} with tools.record")
-    observed = [o for name in names for o in lm.observations(recorded.load(name))]
+        raise Refused(f"no records of {gpu} in {datasets.DATA}: record {', '.join(RECORDS[gpu])} with tools.record")
+    observed = [o for name in names for o in lm.observations(datasets.load_recorded(name))]
     training = [o for o in observed if (o.point.routing, o.point.format) == UNIFORM]
     by_mode = {mode: [o for o in training if o.point.mode == mode] for mode in lm.TERMS}
     parts = {mode: (_of_round(lm.fit(of_mode)),) for mode, of_mode in by_mode.items() if len(of_mode) >= 3}
@@ -52,13 +52,13 @@ def of_records(gpu: str) -> Calibration:
         parts=parts,
         basis=f"{name}: fitted to records of EP {_listed(p.ep_size for p in nvlink)} over NVLink here",
         known=_known(nvlink, {mode: ["bf16"] for mode in parts}),
-        fitted_to=tuple(_file(checkout.DATA / f"{name}.parquet") for name in names),
+        fitted_to=tuple(_file(datasets.DATA / f"{name}.parquet") for name in names),
     )
 
 
 def of_table(gpu: str) -> Calibration:
     """The phases of aiconfigurator's table, each fitted by itself."""
-    table = published.load(TABLE)
+    table = datasets.load_published(TABLE)
     parts: dict[str, tuple[FittedPart, ...]] = {}
     for figures in figures_of(table, gpu=require_gpu(gpu)):
         parts[figures.part.mode] = (*parts.get(figures.part.mode, ()), fitted_part(figures))
@@ -75,7 +75,7 @@ def of_table(gpu: str) -> Calibration:
             "shape": _shape(table.iloc[0]),
             "most_tokens": int(table["tokens"].max()),
         },
-        fitted_to=(_file(published.FOLDER / f"{TABLE}.csv"),),
+        fitted_to=(_file(datasets.FOLDER / f"{TABLE}.csv"),),
     )
 
 
@@ -130,7 +130,7 @@ def _shape(row) -> dict[str, int]:
 
 def _file(path: Path) -> dict[str, str]:
     return {
-        "file": str(path.relative_to(checkout.DATA)),
+        "file": str(path.relative_to(datasets.DATA)),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.faults import endurance
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.ranks.gpus import count_visible_gpus
-from mnnvl_lab.transport.exchange import Exchange
 
 ROUNDS = {"host": 640, "nvlink": 1_000_000, "shared_gpu": 100_000}
 SHAPES = {

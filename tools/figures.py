@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 import matplotlib
 
-from mnnvl_lab import plots, recorded
+from mnnvl_lab import datasets, plots
 from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, save_figure
 
 
 def latency_on_two_h100s():
     """One-sided, two-sided and the NCCL baselines beside the bound of the link."""
-    table = recorded.load("h100x2_nvlink_ep2_bf16")
+    table = datasets.load_recorded("h100x2_nvlink_ep2_bf16")
     rounds = table.query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
-    return plots.latency(rounds, x="tokens", hue="mode", bounds=plots.limits(rounds))
+    return plots.latency(rounds, x="tokens", hue="mode", bounds=plots.lower_bounds(rounds))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

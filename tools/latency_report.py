@@ -16,14 +16,15 @@ from types import MappingProxyType
 import matplotlib
 import pandas as pd
 
-from mnnvl_lab import bandwidth, crossover, knobs, published, recorded, records
+from mnnvl_lab import datasets, records
+from mnnvl_lab.analysis import bandwidth, crossover
 from mnnvl_lab.errors import LabError
 from mnnvl_lab.model import require_format
-from mnnvl_lab.plots.crossover import draw as draw_crossover
-from mnnvl_lab.plots.look import STROKES
-from mnnvl_lab.plots.prediction import prediction_errors
+from mnnvl_lab.plots.compare import fastest as draw_crossover
+from mnnvl_lab.plots.compare import prediction_errors
+from mnnvl_lab.plots.style import LINE_STYLES
 from mnnvl_lab.routing import Load, parse
-from tools import link_budget, page_numbers, predict, two_cards
+from tools import link_budget, page_numbers, predict, tuning, two_cards
 from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, markdown, save_figure
 from tools.report_data import (
@@ -66,7 +67,7 @@ def minima() -> str:
 def predicted() -> str:
     """The latest committed predictions of four and eight GPUs, each with its interval."""
     rows = [
-        {"EP": ep_size, "format": form, "mode": STROKES[mode].label} | _cells(points)
+        {"EP": ep_size, "format": form, "mode": LINE_STYLES[mode].label} | _cells(points)
         for ep_size in sorted(PREDICTED, reverse=True)
         for (form, mode), points in predictions(ep_size).groupby(["format", "mode"], sort=False)
     ]
@@ -82,7 +83,9 @@ def _cells(points: pd.DataFrame) -> dict[str, str]:
 
 def experts() -> str:
     """Which recorded sweeps time the stand-in for the experts."""
-    tables = {name: recorded.load(name) for name in recorded.names() if name.rsplit("_", 1)[1] not in ASIDES}
+    tables = {
+        name: datasets.load_recorded(name) for name in datasets.recorded_names() if name.rsplit("_", 1)[1] not in ASIDES
+    }
     timed = {name: "experts" in set(table["phase"]) for name, table in tables.items()}
     rows = [
         {"phase `experts`": word, "files": _files(timed, has)} for has, word in ((True, "timed"), (False, "absent"))
@@ -96,7 +99,7 @@ def _files(timed: Mapping[str, bool], has: bool) -> str:
 
 def elsewhere() -> str:
     """What CollectiveX measured on eight H100s: a round in bf16, median."""
-    table = published.load("collectivex_h100")
+    table = datasets.load_published("collectivex_h100")
     rounds = table.query("phase == 'round' and percentile == 'p50' and format == 'bf16' and quantity == 'latency'")
     lines = rounds.assign(words=rounds["value"].map("{:.1f}".format), line=rounds["library"] + ", " + rounds["mode"])
     wide = lines.pivot(index="line", columns="tokens", values="words").fillna("")
@@ -105,13 +108,13 @@ def elsewhere() -> str:
 
 def fastest() -> str:
     """Who is ahead at which token count, under each routing recorded."""
-    table = crossover.table(recorded.load(PAIR))
+    table = crossover.table(datasets.load_recorded(PAIR))
     return markdown(table[["routing", "tokens", "fastest", "p50_us", "runner_up", "runner_up_us", "lead_percent"]])
 
 
 def places() -> str:
     """Where two modes change places, or that none do."""
-    changes = crossover.crossings(recorded.load(PAIR))
+    changes = crossover.crossings(datasets.load_recorded(PAIR))
     if changes.empty:
         return "No two modes change places between 1 and 4096 tokens."
     return markdown(changes[["routing", "below", "above", "tokens", "tokens_low", "tokens_high"]])
@@ -119,12 +122,12 @@ def places() -> str:
 
 def budget() -> str:
     """What a round of many tokens takes beyond its bytes."""
-    return link_budget.budget(recorded.load(PAIR))
+    return link_budget.budget(datasets.load_recorded(PAIR))
 
 
 def knob_gains() -> str:
     """Gain of every setting over its mode's default, a column a token count; `~` where the samples show none."""
-    gains = knobs.gains(recorded.load("h100x2_nvlink_ep2_knobs", kind=knobs.KIND))
+    gains = tuning.gains(datasets.load_recorded("h100x2_nvlink_ep2_knobs", kind=tuning.KIND))
     words = gains["gain_percent"].map("{:+.1f}".format).where(gains["different"], "~")
     table = gains.assign(words=words).pivot(index=["mode", "setting"], columns="tokens", values="words")
     return markdown(table.reset_index())
@@ -132,13 +135,13 @@ def knob_gains() -> str:
 
 def best_knobs() -> str:
     """The fastest setting of each mode and token count."""
-    found = knobs.best(recorded.load("h100x2_nvlink_ep2_knobs", kind=knobs.KIND))
+    found = tuning.best(datasets.load_recorded("h100x2_nvlink_ep2_knobs", kind=tuning.KIND))
     return markdown(found[["mode", "tokens", "setting", "p50_us", "gain_percent", "different"]])
 
 
 def results() -> str:
     """The pair's latencies as the peers print them: each phase after a barrier, and rounds back to back."""
-    samples = recorded.load(PAIR)
+    samples = datasets.load_recorded(PAIR)
     uniform = samples[(samples["routing"] == "uniform") & samples["tokens"].isin(SHOWN_TOKENS)]
     by_clock = records.summary(uniform).set_index(["mode", "tokens", "clock", "phase"])
     rows = [_result(by_clock, mode, tokens) for mode in uniform["mode"].unique() for tokens in SHOWN_TOKENS]
@@ -226,9 +229,9 @@ def filled(page: str) -> str:
 
 def figures() -> None:
     """The figures of the pages."""
-    device = records.provenance_of(recorded.load(PAIR))["device"]
+    device = records.provenance_of(datasets.load_recorded(PAIR))["device"]
     save_figure(prediction_errors(left_out(), device=device), "predicted_and_recorded")
-    samples = recorded.load(PAIR)
+    samples = datasets.load_recorded(PAIR)
     save_figure(draw_crossover(samples[samples["routing"] == "uniform"]), "who_is_ahead")
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mnnvl_lab import latency_model as lm
-from mnnvl_lab import recorded, records
+from mnnvl_lab import datasets, records
+from mnnvl_lab.analysis import latency_model as lm
 from mnnvl_lab.link_rates import limits
 from tools.arguments import run_tool, tool_parser
 from tools.pages import markdown
@@ -32,7 +32,7 @@ def wire_bytes(phase: str, *, tokens: int) -> float:
 
 def bare_rates() -> dict[str, float]:
     """GB/s of each phase's bare kernel in one direction, both busy."""
-    rates = limits(recorded.load("h100x2_nvlink_links", kind="links")).set_index(["quantity", "direction"])
+    rates = limits(datasets.load_recorded("h100x2_nvlink_links", kind="links")).set_index(["quantity", "direction"])
     return {phase: rates.loc[(name, "both_ways"), "gigabytes_per_s"] / 2 for phase, name in BARE.items()}
 
 
@@ -50,7 +50,7 @@ def parts(samples: pd.DataFrame) -> dict[str, float]:
     bytes_of = {phase: wire_bytes(phase, tokens=MANY) for phase in BARE}
     bare_us = {phase: bytes_of[phase] / rates[phase] / 1e3 for phase in BARE}
     slope_us = (seen_us[MANY] - seen_us[FEW]) / (MANY - FEW)
-    floors_us = limits(recorded.load("h100x2_nvlink_links", kind="links")).set_index("quantity")["latency_us"]
+    floors_us = limits(datasets.load_recorded("h100x2_nvlink_links", kind="links")).set_index("quantity")["latency_us"]
     fixed_us, all_bare_us = seen_us[MANY] - MANY * slope_us, sum(bare_us.values())
     return {
         **bare_us,
@@ -111,7 +111,7 @@ def remainder() -> str:
 
 def _span(phase: str) -> pd.Series:
     """Median of a one-sided phase by tokens, kernel clock, uniform routing."""
-    spans = recorded.load("h100x2_nvlink_ep2_kernel")
+    spans = datasets.load_recorded("h100x2_nvlink_ep2_kernel")
     chosen = spans.query("mode == 'one_sided' and routing == 'uniform' and phase == @phase")
     return records.summary(chosen).set_index("tokens")["p50_us"]
 
@@ -131,7 +131,7 @@ def _remainder(phase: str, seen_us: pd.Series, bare_gigabytes_per_s: float) -> d
 
 def main(arguments: Sequence[str] | None = None) -> None:
     tool_parser("tools.link_budget", __doc__).parse_args(arguments)
-    print(budget(recorded.load("h100x2_nvlink_ep2_bf16")), remainder(), sep="\n\n")
+    print(budget(datasets.load_recorded("h100x2_nvlink_ep2_bf16")), remainder(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab import knobs, link_rates, recorded, records
+from mnnvl_lab import datasets, link_rates, records
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import require_gpu
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import require_model
-from mnnvl_lab.need import Need
 from mnnvl_lab.plots.tables import memory_table
-from tools import link_budget, report_data
+from tools import link_budget, report_data, tuning
 
 SPAN = re.compile(r"<!--(?P<key>[a-z_]+(?: [^>]*?)?)-->(?P<text>[^<]*)<!--/-->")
 GIVEN = "given"
@@ -80,22 +80,24 @@ def left_out(statistic: str) -> float:
 
 def limit(quantity: str, direction: str, column: str = "gigabytes_per_s") -> float:
     """A recorded limit of the pair: GB/s, halved where both directions are summed, or `latency_us`."""
-    found = link_rates.require_limit(recorded.load("h100x2_nvlink_links", kind="links"), quantity, direction)[column]
+    found = link_rates.require_limit(datasets.load_recorded("h100x2_nvlink_links", kind="links"), quantity, direction)[
+        column
+    ]
     return float(found) / (2 if direction == "both_ways" and column == "gigabytes_per_s" else 1)
 
 
 def left_by_bytes(what: str) -> float:
     """Of a one-sided round of 4096 tokens: see `link_budget.parts`."""
-    return link_budget.parts(recorded.load(report_data.PAIR))[what]
+    return link_budget.parts(datasets.load_recorded(report_data.PAIR))[what]
 
 
-def gain(mode: str, tokens: str, *setting: str) -> float:
+def factor(mode: str, tokens: str, *setting: str) -> float:
     """Per cent of latency that a knob saves over its mode's default; negative where it costs."""
     return float(_knobs().loc[(mode, " ".join(setting), int(tokens)), "gain_percent"])
 
 
 def loss(mode: str, tokens: str, *setting: str) -> float:
-    return -gain(mode, tokens, *setting)
+    return -factor(mode, tokens, *setting)
 
 
 def saved_us(mode: str, tokens: str, *setting: str) -> float:
@@ -142,14 +144,14 @@ def plan_gib(mode: str, ep_size: str, tokens: str) -> float:
     """GiB per rank of a mode's workspace, DeepSeek-V3's shape in bf16: computed, not measured."""
     moe = require_model("deepseek-v3")
     shape = {"hidden": moe.hidden, "experts": moe.experts, "top_k": moe.top_k}
-    need = Need(layout=Layout(dp=int(ep_size)), max_tokens=int(tokens), **shape)
+    need = ExchangeShape(layout=Layout(dp=int(ep_size)), max_tokens=int(tokens), **shape)
     table = memory_table([need], gpu=require_gpu("h100")).set_index("mode")
     return float(table.loc[mode, "allocated_bytes"]) / 2**30
 
 
 def floor(clock: str, phase: str, tokens: str) -> float:
     """µs of one-sided: the median at so many tokens, by clock and phase."""
-    table = recorded.load(report_data.PAIR).query("mode == 'one_sided' and routing == 'uniform'")
+    table = datasets.load_recorded(report_data.PAIR).query("mode == 'one_sided' and routing == 'uniform'")
     chosen = table[(table["clock"] == clock) & (table["phase"] == phase) & (table["tokens"] == int(tokens))]
     return float(records.summary(chosen)["p50_us"].iloc[0])
 
@@ -160,13 +162,13 @@ def _knob_default(mode: str, tokens: str) -> float:
 
 @cache
 def _medians(record: str) -> pd.Series:
-    samples = recorded.load(record).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
+    samples = datasets.load_recorded(record).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
     return records.summary(samples).set_index(["mode", "tokens"])["p50_us"]
 
 
 @cache
 def _knobs() -> pd.DataFrame:
-    gains = knobs.gains(recorded.load("h100x2_nvlink_ep2_knobs", kind=knobs.KIND))
+    gains = tuning.gains(datasets.load_recorded("h100x2_nvlink_ep2_knobs", kind=tuning.KIND))
     return gains.set_index(["mode", "setting", "tokens"]).sort_index()
 
 
@@ -187,7 +189,7 @@ NUMBERS: Mapping[str, Callable[..., float]] = MappingProxyType(
             bias,
             error,
             floor,
-            gain,
+            factor,
             left_by_bytes,
             left_out,
             limit,

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mnnvl_lab import latency_model as lm
 from mnnvl_lab import records
-from mnnvl_lab.cli.words import whole_in
+from mnnvl_lab.analysis import latency_model as lm
+from mnnvl_lab.cli.arguments import whole_in
 from mnnvl_lab.errors import MOST_COUNT, LabError, Refused
 from mnnvl_lab.model import require_model
 from tools.arguments import file_path, run_tool, tool_parser
@@ -81,7 +81,7 @@ def about(
         "what": "median of a round on the graph clock, slowest rank, in us; the interval holds it with 95 %",
         "training": [{"file": path.name, "sha256": sha256(path)} for path in paths],
         "leave_one_out": errors(pd.concat([lm.leave_one_out(model.observations) for model in models])),
-        "held_out": errors(pd.concat([lm.held_against(model, tests) for model in models])) if tests else [],
+        "held_out": errors(pd.concat([lm.holdout_errors(model, tests) for model in models])) if tests else [],
         "parameters": {model.mode: model.table().round(4).to_dict("records") for model in models},
         "minima": {model.mode: model.minima().drop(columns="mode").round(4).to_dict("records") for model in models},
     }

@@ -18,17 +18,18 @@ from types import MappingProxyType
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mnnvl_lab import conformance, knobs, records, wrong_group
-from mnnvl_lab.cli.words import Parser, whole_in
+from mnnvl_lab import records, wrong_group
+from mnnvl_lab.cli.arguments import Parser, whole_in
 from mnnvl_lab.errors import MOST_COUNT
+from mnnvl_lab.exchange import MODES
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.measure import Delay, Sampling, Sweep, links, memory, waste
+from mnnvl_lab.measure import Delay, Sampling, Sweep, links, memory, memory_overhead
+from mnnvl_lab.measure.run import run
 from mnnvl_lab.model import require_model
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import HotRank, Uniform, Zipf
-from mnnvl_lab.sweep import run
-from mnnvl_lab.transport.exchange import MODES
-from mnnvl_lab.transport.upstream import LAYERS
+from mnnvl_lab.transport.flashinfer.upstream import LAYERS
+from tools import conformance, tuning
 from tools.arguments import MOST_RANKS, add_fabric, file_path, run_tool, tool_parser
 
 MOST_TOKENS = 4096
@@ -111,7 +112,7 @@ def record_links(options: argparse.Namespace) -> None:
     """What the links and the memory of this machine reach, and the floors of launch and flags."""
     with Ranks(Layout(dp=options.ranks), fabric=options.fabric) as ranks:
         table = links.measure_links(ranks, provenance=records.provenance(fabric=options.fabric))
-    records.save_aside(table, options.out, kind="links")
+    records.save_auxiliary(table, options.out, kind="links")
     print(links.limits(table).to_string())
 
 
@@ -130,7 +131,7 @@ def record_memory(options: argparse.Namespace) -> None:
         tables = [memory.measure_ledger(point, ranks) for point in tqdm(list(sweep.points()), desc="ledgers")]
     table = pd.concat(tables, ignore_index=True)
     table.attrs = {"mnnvl_lab": origin}
-    records.save_aside(table, options.out, kind="memory")
+    records.save_auxiliary(table, options.out, kind="memory")
     predicted = table[table["step"].isin(["open", "close"])]
     print(predicted[["mode", "format", "tokens", "rank", "step", "change_bytes", "predicted_bytes", "rest_bytes"]])
 
@@ -139,10 +140,10 @@ def record_growth(options: argparse.Namespace) -> None:
     """Workspaces that grow: FlashInfer's class keeps the old ones, this package's transport gives them back."""
     exchange = next(base_sweep(options).points()).exchange
     with Ranks(exchange.layout, fabric=options.fabric) as ranks:
-        grown = ranks.run(waste.grow, exchange, (256, 1024, 4096), timeout_s=120)
+        grown = ranks.run(memory_overhead.grow, exchange, (256, 1024, 4096), timeout_s=120)
     table = pd.DataFrame([{"rank": rank, "fabric": options.fabric} | asdict(one) for rank, one in enumerate(grown)])
     table.attrs = {"mnnvl_lab": records.provenance(fabric=options.fabric)}
-    records.save_aside(table, options.out, kind="growth")
+    records.save_auxiliary(table, options.out, kind="growth")
     print(table.to_string())
 
 
@@ -164,7 +165,7 @@ def record_stragglers(options: argparse.Namespace) -> None:
 
 def record_knobs(options: argparse.Namespace) -> None:
     """What block sizes, PDL, SM limit, formats and the ways of combine are worth, against the default of each mode."""
-    table = knobs.record(
+    table = tuning.record(
         options.out,
         layout=Layout(dp=options.ranks),
         model=require_model("deepseek-v3"),
@@ -173,8 +174,8 @@ def record_knobs(options: argparse.Namespace) -> None:
         clock="eager" if options.fabric == "host" else "graph",
         sampling=SAMPLING,
     )
-    print(knobs.gains(table).to_string())
-    print(knobs.best(table).to_string())
+    print(tuning.gains(table).to_string())
+    print(tuning.best(table).to_string())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mnnvl_lab.faults.hazards import HAZARDS
-from mnnvl_lab.transport.broken import VARIANTS
+from mnnvl_lab.faults.broken_protocols import VARIANTS
+from mnnvl_lab.faults.invalid_inputs import INVALID_INPUTS
 from tools import soak
 from tools.arguments import SHARE, run_tool, tool_parser
 from tools.endurance import is_wrong
@@ -53,7 +53,8 @@ sent, by all ranks in the same words. `tests/test_fuzz.py` tries each in both mo
 VARIANTS_TEXT = """## Races that the tests can see
 
 The stress tests pass on the host transports. They would mean little if they passed on anything: these protocols, each
-with one step missing, are caught (`tests/test_races.py`). Each is an exercise: `mnnvl_lab.transport.broken.VARIANTS`.
+with one step missing, are caught (`tests/test_races.py`). Each is an exercise:
+`mnnvl_lab.faults.broken_protocols.VARIANTS`.
 """
 LIMITS_TEXT = """## Limits
 
@@ -89,7 +90,7 @@ def table_of(campaign: str, rows: list[dict]) -> dict[str, object]:
 
 def _rounds(frame: pd.DataFrame) -> int:
     """Right rounds; a hazard that is met while opening comes before any."""
-    before_any = {hazard.name for hazard in HAZARDS if hazard.exchange}
+    before_any = {invalid_input.name for invalid_input in INVALID_INPUTS if invalid_input.exchange}
     return int(frame.loc[~frame["fault"].isin(before_any), "rounds"].sum())
 
 
@@ -129,8 +130,8 @@ def endurance(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
 
 
 def page(kept: dict[tuple[str, str], dict]) -> str:
-    hazards = pd.DataFrame(
-        [{"input": h.name, "the kernels": h.unchecked, "modes": ", ".join(h.modes)} for h in HAZARDS]
+    invalid_inputs = pd.DataFrame(
+        [{"input": h.name, "the kernels": h.unchecked, "modes": ", ".join(h.modes)} for h in INVALID_INPUTS]
     )
     variants = pd.DataFrame(
         [{"missing step": v.title, "mode": v.transport.mode, "why": v.explanation} for v in VARIANTS]
@@ -148,7 +149,7 @@ def page(kept: dict[tuple[str, str], dict]) -> str:
         ENDURANCE_TEXT,
         markdown(endurance(kept), digits=0),
         HAZARDS_TEXT,
-        markdown(hazards),
+        markdown(invalid_inputs),
         VARIANTS_TEXT,
         markdown(variants),
         LIMITS_TEXT,

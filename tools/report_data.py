@@ -7,16 +7,16 @@ from functools import cache
 
 import pandas as pd
 
-from mnnvl_lab import checkout, recorded, records
-from mnnvl_lab import latency_model as lm
+from mnnvl_lab import datasets, records
+from mnnvl_lab.analysis import latency_model as lm
 from tools import predict
 
 PAIR = "h100x2_nvlink_ep2_bf16"
 PREDICTED = (4, 8)
 FITTED_TO = (PAIR, "h100x2_shared_ep4_bf16", "h100x2_shared_ep8_bf16")
 """As `model.json` of each set of predictions says: what was recorded later tests the model and never enters it."""
-FIRST = checkout.DATA / "predictions" / "2026-11-24-one-start"
-LATEST = checkout.DATA / "predictions" / "2026-11-26-many-starts"
+FIRST = datasets.DATA / "predictions" / "2026-11-24-one-start"
+LATEST = datasets.DATA / "predictions" / "2026-11-26-many-starts"
 RECORDED_LATER = (
     "h100x2_nvlink_ep2_fp8",
     "h100x2_shared_ep4_fp8",
@@ -33,8 +33,8 @@ RECORDED_LATER = (
 @cache
 def fitted() -> tuple[list[lm.LatencyModel], list[lm.Observation]]:
     """The models of the latest committed predictions, fitted anew to the same files, and what tests them."""
-    known = [o for name in FITTED_TO for o in lm.observations(recorded.load(name))]
-    later = [o for name in RECORDED_LATER for o in lm.observations(recorded.load(name))]
+    known = [o for name in FITTED_TO for o in lm.observations(datasets.load_recorded(name))]
+    later = [o for name in RECORDED_LATER for o in lm.observations(datasets.load_recorded(name))]
     about = PREDICTED, predict.RECORDED_ON
     return predict.fitted(predict.training(known, *about)), [*predict.testing(known, *about), *later]
 
@@ -49,7 +49,7 @@ def left_out() -> pd.DataFrame:
 def unseen() -> pd.DataFrame:
     """Every point that never entered the fit, and what the model makes of it."""
     models, observations = fitted()
-    return pd.concat([lm.held_against(model, observations) for model in models])
+    return pd.concat([lm.holdout_errors(model, observations) for model in models])
 
 
 def unseen_errors() -> pd.DataFrame:
@@ -60,9 +60,9 @@ def unseen_errors() -> pd.DataFrame:
 @cache
 def bare_table() -> pd.DataFrame:
     """FlashInfer's classes in a bare loop beside the lab's medians: `mode, tokens, latency_us, lab`, and the ratio."""
-    path = checkout.DATA / "bare_flashinfer.json"
+    path = datasets.DATA / "bare_flashinfer.json"
     bare_us = pd.DataFrame(json.loads(path.read_text())["medians"])
-    samples = recorded.load(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
+    samples = datasets.load_recorded(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
     lab_us = records.summary(samples).set_index(["mode", "tokens"])["p50_us"].rename("lab")
     table = bare_us.set_index(["mode", "tokens"]).join(lab_us).reset_index()
     return table.assign(**{"lab over bare (%)": 100 * (table["lab"] / table["latency_us"] - 1)})

@@ -23,22 +23,24 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
-from mnnvl_lab import checkout, records
+from mnnvl_lab import datasets, records
+from mnnvl_lab.cli.arguments import whole_in
 from mnnvl_lab.cli.sweep import MOST_SEED
-from mnnvl_lab.cli.words import whole_in
 from mnnvl_lab.errors import Hang, RankError
-from mnnvl_lab.faults import absence, death, races, trials
-from mnnvl_lab.faults.death import Death
+from mnnvl_lab.faults import crashes, races
+from mnnvl_lab.faults import fuzz as fuzz_faults
+from mnnvl_lab.faults import hangs as hang_faults
+from mnnvl_lab.faults.broken_protocols import VARIANTS
+from mnnvl_lab.faults.crashes import Crash
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.transport.broken import VARIANTS
 from tests.test_fuzz import require_due
 from tests.test_fuzz import trials as random_trials
 from tools import endurance as endured
 from tools.arguments import SHARE, add_fabric, file_path, run_tool, tool_parser
 
-OUT = checkout.DATA / "reliability"
+OUT = datasets.DATA / "reliability"
 MODES = ("one_sided", "two_sided")
 KILLS, HANGS, FUZZED_ROUNDS, DELAYED_ROUNDS = 100, 20, 10_000, 3_200
 NAMED_WITHIN_S = 5.0
@@ -56,34 +58,38 @@ def kills(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
     """Ranks that die in random phases of random causes: named, cleaned up, and the next call works."""
     chance, layout = random.Random(seed), Layout(dp=size)
     with Ranks(layout, fabric=fabric) as ranks:
-        ranks.run(measure_point, absence.small_point(layout), timeout_s=600)  # compiles the kernels where need be
+        ranks.run(measure_point, hang_faults.small_point(layout), timeout_s=600)  # compiles the kernels where need be
         processes = len(psutil.Process().children(recursive=True))
         for index in range(_at_least_one(KILLS * share)):
             mode = chance.choice(MODES)
-            doom = Death(
+            target = Crash(
                 rank=chance.randrange(size),
-                phase=chance.choice((*death.PHASES, SOME_TIME)),
-                cause=chance.choice([cause for cause in death.CAUSES if cause != "cuda" or fabric != "host"]),
+                phase=chance.choice((*crashes.PHASES, SOME_TIME)),
+                cause=chance.choice([cause for cause in crashes.CAUSES if cause != "cuda" or fabric != "host"]),
             )
-            point = absence.small_point(layout, mode=mode)
-            named_s = _name(ranks, point, doom, seed + index)
-            assert named_s < NAMED_WITHIN_S, f"{doom} took {named_s:.1f} s"
+            point = hang_faults.small_point(layout, mode=mode)
+            named_s = _name(ranks, point, target, seed + index)
+            assert named_s < NAMED_WITHIN_S, f"{target} took {named_s:.1f} s"
             assert len(ranks.run(measure_point, point)) == size
-            assert len(psutil.Process().children(recursive=True)) == processes, f"{doom} left a process"
-            assert not list(ranks._cluster.segment_dir.iterdir()), f"{doom} left a segment"
-            cause = "SIGKILL" if doom.phase == SOME_TIME else doom.cause
-            yield {"fault": f"{cause} in {doom.phase}", "mode": mode, "seconds": named_s}
+            assert len(psutil.Process().children(recursive=True)) == processes, f"{target} left a process"
+            assert not list(ranks._cluster.segment_dir.iterdir()), f"{target} left a segment"
+            cause = "SIGKILL" if target.phase == SOME_TIME else target.cause
+            yield {"fault": f"{cause} in {target.phase}", "mode": mode, "seconds": named_s}
 
 
-def _name(ranks: Ranks, point, doom: Death, seed: int) -> float:
+def _name(ranks: Ranks, point, target: Crash, seed: int) -> float:
     """Let a rank die; seconds to an error that names it, its phase and the cause."""
-    if doom.phase == SOME_TIME:
-        error, took_s = _error_of(ranks, death.die_some_time, point, doom.rank, seed, SOME_TIME_S)
-        assert error.rank == doom.rank, f"{doom}: {error}"
+    if target.phase == SOME_TIME:
+        error, took_s = _error_of(ranks, crashes.crash_some_time, point, target.rank, seed, SOME_TIME_S)
+        assert error.rank == target.rank, f"{target}: {error}"
         return took_s
-    error, took_s = _error_of(ranks, death.die_while_measuring, point, doom)
-    right = error.rank == doom.rank and error.phase.startswith(doom.phase) and death.WORDS[doom.cause] in error.cause
-    assert right, f"{doom}: {error}"
+    error, took_s = _error_of(ranks, crashes.crash_while_measuring, point, target)
+    right = (
+        error.rank == target.rank
+        and error.phase.startswith(target.phase)
+        and crashes.WORDS[target.cause] in error.cause
+    )
+    assert right, f"{target}: {error}"
     return took_s
 
 
@@ -102,13 +108,13 @@ def hangs(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
     chance, layout = random.Random(seed), Layout(dp=size)
     with Ranks(layout, fabric=fabric) as ranks:
         for _ in range(_at_least_one(HANGS * share)):
-            mode, phase, absent = chance.choice(MODES), chance.choice(("dispatch", "combine")), chance.randrange(size)
-            point = absence.small_point(layout, mode=mode)
+            mode, phase, culprits = chance.choice(MODES), chance.choice(("dispatch", "combine")), chance.randrange(size)
+            point = hang_faults.small_point(layout, mode=mode)
             ranks.run(measure_point, point, timeout_s=600)
-            how = {"absent": absent, "phase": phase, "rounds": 1, "round_limit_s": ROUND_LIMIT_S}
-            hang, took_s = _error_of(ranks, absence.stay_away, point, **how)
+            how = {"absent": culprits, "phase": phase, "rounds": 1, "round_limit_s": ROUND_LIMIT_S}
+            hang, took_s = _error_of(ranks, hang_faults.stay_away, point, **how)
             assert isinstance(hang, Hang), hang
-            assert hang.verdict.absent == (absent,), hang
+            assert hang.verdict.culprits == (culprits,), hang
             beyond_s = took_s - ROUND_LIMIT_S
             yield {"fault": f"a rank stays away from {phase}", "mode": mode, "seconds": beyond_s}
 
@@ -128,9 +134,9 @@ def fuzz(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
         )
         @given(st.lists(random_trials(size), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL), st.booleans())
         def campaign(chosen, keep):
-            require_due(chosen, ranks.run(trials.run_trials, chosen, keep=keep, timeout_s=600))
+            require_due(chosen, ranks.run(fuzz_faults.run_fuzz_cases, chosen, keep=keep, timeout_s=600))
             rows.extend(
-                {"fault": trial.hazard or "none", "mode": trial.mode, "rounds": trial.rounds} for trial in chosen
+                {"fault": trial.invalid_input or "none", "mode": trial.mode, "rounds": trial.rounds} for trial in chosen
             )
             bar.update()
 

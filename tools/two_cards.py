@@ -6,20 +6,20 @@ from functools import cache
 
 import pandas as pd
 
-from mnnvl_lab import checkout, recorded, records
-from mnnvl_lab import latency_model as lm
+from mnnvl_lab import datasets, records
+from mnnvl_lab.analysis import latency_model as lm
 from tools.pages import markdown
 from tools.report_data import PAIR
 
 OTHER = "h200x2_nvlink_ep2"
-PREDICTIONS = checkout.DATA / "predictions" / "2026-11-26-h200"
+PREDICTIONS = datasets.DATA / "predictions" / "2026-11-26-h200"
 SHOWN_TOKENS = (1, 128, 1024, 4096)
 
 
 @cache
 def compared() -> pd.DataFrame:
     """Every recorded point of the H200s that was predicted: record, prediction, interval and error."""
-    tables = [recorded.load(f"{OTHER}_{part}") for part in ("bf16", "fp8")]
+    tables = [datasets.load_recorded(f"{OTHER}_{part}") for part in ("bf16", "fp8")]
     observations = [o for table in tables for o in lm.observations(table)]
     files = sorted(PREDICTIONS.glob("*.csv"))
     return lm.judged(pd.concat(map(pd.read_csv, files)), observations)
@@ -51,7 +51,7 @@ def _interval(point: pd.Series) -> str:
 
 def medians_us(name: str) -> pd.Series:
     """Median of the slowest rank by mode and tokens: graph clock, whole rounds, uniform routing."""
-    rounds = recorded.load(name).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
+    rounds = datasets.load_recorded(name).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
     return records.summary(rounds, by=["mode", "tokens"]).set_index(["mode", "tokens"])["p50_us"]
 
 

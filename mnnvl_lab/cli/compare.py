@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mnnvl_lab.cli.words import add_command, add_figures, number_in, path_name
+from mnnvl_lab.cli.arguments import add_command, add_figures, number_in, path_name
 
 ALPHAS = (1e-12, 0.99)  # nearer to 0 or 1, 1 - alpha / 2 is no longer exact in float64
 WORDS = """verdicts, of B against A:
@@ -42,8 +42,8 @@ compare before.parquet after.parquet --out figures""",
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
     from mnnvl_lab.cli.figures import load
-    from mnnvl_lab.records.columns import SIZES
     from mnnvl_lab.records.compare import VERDICTS
+    from mnnvl_lab.records.schema import SIZES
 
     a, b = load(args.a), load(args.b)
     table = records.compare(a, b, alpha=args.alpha)
@@ -68,6 +68,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(table, args: argparse.Namespace) -> None:
     from mnnvl_lab.cli.figures import lines, save_all
-    from mnnvl_lab.plots import comparison
+    from mnnvl_lab.plots import compare
 
-    save_all(((f"comparison{name}", comparison(part)) for name, part in lines(table)), args.out, args.type)
+    save_all(((f"comparison{name}", compare(part)) for name, part in lines(table)), args.out, args.type)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from mnnvl_lab.cli.words import add_command
+from mnnvl_lab.cli.arguments import add_command
 
 WORDS = """fabrics:
   host         one process per rank, bytes through shared memory: needs no GPU
@@ -31,5 +31,5 @@ doctor --json""",
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import doctor
 
-    report = doctor.examine()
+    report = doctor.check_machine()
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)

@@ -15,15 +15,15 @@ from mnnvl_lab import plots, records
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
-from mnnvl_lab.plots.limits import can_redraw, need_of, rows_of, tokens_of
+from mnnvl_lab.plots.bounds import can_redraw, need_of, rows_of, tokens_of
 from mnnvl_lab.records import POINT_COLUMNS
-from mnnvl_lab.records.columns import OPTIONS, SIZES
+from mnnvl_lab.records.schema import OPTIONS, SIZES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from mnnvl_lab.exchange import ExchangeShape
     from mnnvl_lab.hardware import Gpu
-    from mnnvl_lab.need import Need
 
 LAYOUT = ("tp", "dp", "pcp", "pp")
 SHAPE = (*LAYOUT, "hidden", "experts", "top_k", "format")
@@ -34,7 +34,7 @@ EP_SIZES = (1, 2, 4, 8, 16, 32, 64)
 def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
     """Name and Axes of every figure."""
     for name, part in lines(table):
-        yield f"latency{name}", plots.latency(part, bounds=plots.limits(part))
+        yield f"latency{name}", plots.latency(part, bounds=plots.lower_bounds(part))
     for name, part in settings(table, SHAPE):
         yield from _workspaces(name, part, gpu)
     for name, part in settings(table, (*SHAPE, "routing", "seed", "token_counts")):
@@ -113,7 +113,7 @@ def _workspaces(name: str, part: pd.DataFrame, gpu: Gpu) -> Iterator[tuple[str, 
     yield from _regions(name, need, gpu)
 
 
-def _regions(name: str, need: Need, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
+def _regions(name: str, need: ExchangeShape, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
     for mode in (one_sided(need), two_sided(need, gpu)):
         table = plots.regions_table(mode.regions)
         yield f"workspace-{mode.mode}{name}", plots.region_map(table)

@@ -6,8 +6,7 @@ import argparse
 import json
 import sys
 
-from mnnvl_lab.cli.engine import add_engine, take_engine
-from mnnvl_lab.cli.words import (
+from mnnvl_lab.cli.arguments import (
     EPILOG_OF_LAYOUT,
     FORMATS,
     add_command,
@@ -17,6 +16,7 @@ from mnnvl_lab.cli.words import (
     shape_of,
     whole,
 )
+from mnnvl_lab.cli.engine import add_engine, take_engine
 
 DEFAULT_TOKENS = 2048
 WORDS = f"""{EPILOG_OF_LAYOUT}

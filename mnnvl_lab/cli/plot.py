@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mnnvl_lab.cli.words import add_command, add_figures, path_name
+from mnnvl_lab.cli.arguments import add_command, add_figures, path_name
 
 WORDS = """figures, each named after what tells it from the others:
   latency     by tokens, one line per mode, with the bound that the bytes give

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from mnnvl_lab.cli.words import (
+from mnnvl_lab.cli.arguments import (
     EPILOG_OF_LAYOUT,
     FORMATS,
     add_command,

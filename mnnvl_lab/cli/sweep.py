@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mnnvl_lab.cli.words import (
+from mnnvl_lab.cli.arguments import (
     EPILOG_OF_LAYOUT,
     FORMATS,
     add_command,
@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> None:
     points = list(sweep.points())
     require_runnable(sweep, points)
     print(f"{len(points)} points on fabric {sweep.fabric}: {layout_of(args).arithmetic}, {_sizes(points)}")
+    from mnnvl_lab.measure.run import run as run_sweep
     from mnnvl_lab.records import summary
-    from mnnvl_lab.sweep import run as run_sweep
 
     table = run_sweep(sweep, out=args.out, resume=args.resume, progress=not args.quiet)
     rounds = summary(table[table["phase"] == "round"])
@@ -164,8 +164,8 @@ def require_runnable(sweep: Sweep, points: Sequence[Point]) -> None:
     Raises:
         Refused: too few GPUs, too many processes, or more memory than there is.
     """
-    from mnnvl_lab.ranks.gpus import count_visible_gpus
-    from mnnvl_lab.ranks.placement import place
+    from mnnvl_lab.hardware import count_visible_gpus
+    from mnnvl_lab.ranks.gpu_placement import place
 
     for layout in sweep.layouts:
         place(layout, fabric=sweep.fabric, visible_gpus=count_visible_gpus())
@@ -180,7 +180,7 @@ def _require_host(sweep: Sweep, points: Sequence[Point]) -> None:
     """Processes and memory of this machine."""
     import psutil
 
-    from mnnvl_lab.show import readable_bytes
+    from mnnvl_lab.notebook import readable_bytes
 
     ranks = max(layout.world_size for layout in sweep.layouts)
     if ranks > MOST_HOST_RANKS:
@@ -201,6 +201,6 @@ def _most_bytes(points: Sequence[Point]) -> int:
 
 def _sizes(points: Sequence[Point]) -> str:
     """What the largest one-sided workspace takes, said before it is taken."""
-    from mnnvl_lab.show import readable_bytes
+    from mnnvl_lab.notebook import readable_bytes
 
     return f"a one-sided workspace of up to {readable_bytes(_most_bytes(points))} per rank"

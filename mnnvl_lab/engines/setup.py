@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.show import html_block, text_block
+from mnnvl_lab.notebook import html_block, text_block
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.transport.exchange import Exchange
+from mnnvl_lab.exchange import Exchange
 
 SMALL, MIDDLE = 64, 512
 LONGEST_DELAY_US = 30.0

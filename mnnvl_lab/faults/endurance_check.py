@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.faults.endurance_load import BASE, DIGITS, BlockTensors, Routing, Staged, Tables
-from mnnvl_lab.transport.exchange import Exchange
-from mnnvl_lab.transport.rows import as_bytes
+from mnnvl_lab.transport.base import as_bytes
 
 
 def wrong_rounds(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.model import Part
-from mnnvl_lab.transport.exchange import Exchange
-from mnnvl_lab.transport.rows import typed
+from mnnvl_lab.transport.base import typed
 
 DIGITS = 3  # of a token, base 16, in the first columns of its row; the source follows
 BASE = 16

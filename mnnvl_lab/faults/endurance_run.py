@@ -6,11 +6,11 @@ import time
 
 import torch
 
+from mnnvl_lab.exchange import Batch
 from mnnvl_lab.faults.endurance import CYCLES_PER_US, Block, Endurance, Endured
 from mnnvl_lab.faults.endurance_check import wrong_rounds
 from mnnvl_lab.faults.endurance_load import KINDS, BlockTensors, Routing, Staged, Tables, routing
 from mnnvl_lab.transport import open_transport
-from mnnvl_lab.transport.exchange import Batch
 
 
 class Runner:
@@ -126,7 +126,7 @@ class Runner:
         transport, x = self._transport, self.plan.exchange
         transport.enqueue_prepare(batch)
         transport.enqueue_dispatch(batch)
-        payloads, ids, weights = transport.landed()
+        payloads, ids, weights = transport.received_views()
         starts_R, counts_R = transport.landed_counts()
         self._keep(staged, index, payloads, ids, weights, starts_R, counts_R)
         rows = payloads[0].to(torch.bfloat16)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from mnnvl_lab.errors import Refused, WrongResult
-from mnnvl_lab.measure.work import Work, received_gain, stand_in
-from mnnvl_lab.oracle import dispatch, partial_gain, payload, reduce_slots
-from mnnvl_lab.oracle.rounding import E4M3_MAX
+from mnnvl_lab.measure.workload import Work, fake_experts, received_factor
+from mnnvl_lab.oracle import kernel_rules, partial_factor, payload, reduce_slots
+from mnnvl_lab.oracle.payload import E4M3_MAX
 
 if TYPE_CHECKING:
+    from mnnvl_lab.exchange import Batch, Received
     from mnnvl_lab.transport.base import Transport
-    from mnnvl_lab.transport.exchange import Batch, Received
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache of a core, or large enough for a GPU
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
@@ -36,8 +36,8 @@ def checked_round(transport: Transport, work: Work, batch: Batch) -> tuple[torch
         WrongResult: names the rank, the row or token, and both values.
     """
     try:
-        received = transport.dispatch(transport.admit(batch))
-        partials = stand_in(transport, work, received, check_received(work, received))
+        received = transport.dispatch(transport.validate(batch))
+        partials = fake_experts(transport, work, received, check_received(work, received))
         return partials, check_combined(work, transport.combine(partials))
     except WrongResult as error:
         explanation = transport.explanation()
@@ -67,9 +67,9 @@ def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
         )
     for index, expected in enumerate(work.payloads(source, tokens)):
         _require_equal(work, received.payloads[index][block], expected, tokens, f"payload {index} of ep_rank {source}")
-    gain = received_gain(work, received.experts[block], received.weights[block])
-    expected = work.on_device(_gains_TR(work, source)[tokens, work.ep_rank])
-    _require_equal(work, gain[:, None], expected[:, None], tokens, f"ids and weights of ep_rank {source}")
+    factor = received_factor(work, received.experts[block], received.weights[block])
+    expected = work.on_device(_factors_TR(work, source)[tokens, work.ep_rank])
+    _require_equal(work, factor[:, None], expected[:, None], tokens, f"ids and weights of ep_rank {source}")
     return tokens
 
 
@@ -84,22 +84,22 @@ def _due(work: Work, source: int) -> np.ndarray:
     """Tokens of `source` that must arrive here: those routed here, or all where everything is gathered."""
     if work.point.exchange.mode == "allgather_reducescatter":
         return np.arange(work.tokens_of(source))
-    return dispatch.sent_tokens(_targets_TK(work, source), work.ep_rank)
+    return kernel_rules.sent_tokens(_targets_TK(work, source), work.ep_rank)
 
 
 def _targets_TK(work: Work, source: int) -> np.ndarray:
     x = work.point.exchange
     chosen = work.point.load.experts_TK(source, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
-    return dispatch.target_ranks(chosen, experts=x.experts, ep_size=x.ep_size)
+    return kernel_rules.target_ranks(chosen, experts=x.experts, ep_size=x.ep_size)
 
 
-def _gains_TR(work: Work, source: int) -> np.ndarray:
+def _factors_TR(work: Work, source: int) -> np.ndarray:
     """What each rank's experts multiply each of a source's rows by."""
     x = work.point.exchange
     shape = {"experts": x.experts, "ep_size": x.ep_size}
     chosen = work.point.load.experts_TK(source, **shape, top_k=x.top_k)
     weights = work.point.load.weights_TK(source, top_k=x.top_k)
-    return np.stack([partial_gain(chosen, weights, ep_rank=r, **shape) for r in range(x.ep_size)], axis=1)
+    return np.stack([partial_factor(chosen, weights, ep_rank=r, **shape) for r in range(x.ep_size)], axis=1)
 
 
 def check_combined(work: Work, combined: torch.Tensor) -> str:
@@ -142,21 +142,21 @@ class Chunk:
 
 
 def _chunks(work: Work) -> Iterator[Chunk]:
-    targets_TK, gains_TR = _targets_TK(work, work.ep_rank), _gains_TR(work, work.ep_rank)
+    targets_TK, factors_TR = _targets_TK(work, work.ep_rank), _factors_TR(work, work.ep_rank)
     tokens = len(targets_TK)
     step = max(1, CHUNK_BYTES[work.device.type] // (4 * work.point.exchange.hidden))
     for start in range(0, tokens, step):
         chosen = np.arange(start, min(start + step, tokens))
         rows, targets = work.rows(work.ep_rank, chosen), targets_TK[chosen]
-        gains = np.take_along_axis(gains_TR[chosen], np.maximum(targets, 0), axis=1)
+        gains = np.take_along_axis(factors_TR[chosen], np.maximum(targets, 0), axis=1)
         slots = [_slot(work, rows, gains[:, k], targets[:, k] >= 0) for k in range(targets.shape[1])]
         contributors = work.on_device((targets >= 0).sum(axis=1))
         yield Chunk(tokens=slice(start, start + len(chosen)), slots=slots, contributors_T=contributors)
 
 
-def _slot(work: Work, rows: torch.Tensor, gain: np.ndarray, served: np.ndarray) -> torch.Tensor:
+def _slot(work: Work, rows: torch.Tensor, factor: np.ndarray, served: np.ndarray) -> torch.Tensor:
     x = work.point.exchange
-    partial = (rows * work.on_device(gain)[:, None]).to(_dtype(x.combine_dtype))
+    partial = (rows * work.on_device(factor)[:, None]).to(_dtype(x.combine_dtype))
     if x.low_precision_combine:
         partial = rounded_to_e4m3(partial)
     return torch.where(work.on_device(served)[:, None], partial.float(), 0.0)

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Batch
 from mnnvl_lab.measure.point import Delay, Sampling
 from mnnvl_lab.transport.base import Transport
-from mnnvl_lab.transport.exchange import Batch
 
 ANNOTATION = "mnnvl_lab."
 L2_FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU

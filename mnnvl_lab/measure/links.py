@@ -79,12 +79,12 @@ def link_samples(rank, *, size_bytes: int, samples: int) -> list[LinkSample]:
     process; the other ranks must leave their GPUs idle meanwhile.
     """
     if rank.fabric == "host":
-        from mnnvl_lab.measure.links_host import host_samples
+        from mnnvl_lab.measure.link_bench import host_samples
 
         return list(host_samples(rank, size_bytes=size_bytes, samples=samples))
     if rank.index:
         return []
-    from mnnvl_lab.measure.links_gpu import gpu_samples
+    from mnnvl_lab.measure.link_kernels import gpu_samples
 
     return list(gpu_samples(rank.device, size_bytes=size_bytes, samples=samples))
 

@@ -1,10 +1,4 @@
-"""A ledger of memory around each step of a transport's life, every change beside what is predicted of it.
-
-On GPUs it reads `cudaMemGetInfo`, which sees all that the driver has given on a GPU; torch's own statistics see no
-workspace. What torch's allocator took or gave back is known apart. What is left of a change is predicted by
-`mnnvl_lab.workspace`, or has a cause that no arithmetic gives: modules, communicators, a graph. On `host` it reads the
-shared segments that this process maps, and its resident set, which grows as pages are touched.
-"""
+"""One reading of memory, on a GPU or on a host, while no rank allocates or frees."""
 
 from __future__ import annotations
 
@@ -16,15 +10,84 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import psutil
 
 from mnnvl_lab.measure.point import Point
-from mnnvl_lab.measure.readings import LISTS_MAPPINGS, Reading, read_memory, release
 from mnnvl_lab.ranks import Ranks
+from mnnvl_lab.transport.flashinfer.memory import device_memory_bytes
 from mnnvl_lab.workspace import Allocation
-from mnnvl_lab.workspace.region import align_up
+from mnnvl_lab.workspace.mnnvl import align_up
 
 if TYPE_CHECKING:
     from mnnvl_lab.ranks.rank import Rank
+
+SEGMENT_NAME = "mnnvl_lab"  # in the paths of `transport.segments`
+LISTS_MAPPINGS = hasattr(psutil.Process, "memory_maps")  # not on macOS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Memory at one moment, while no rank allocates or frees.
+
+    Attributes:
+        used_bytes: of the GPU, by all processes; on `host` the segments that this process maps.
+        torch_bytes: held by torch's allocators, of all ranks on the GPU; 0 on `host`.
+        resident_bytes: this process's share of the machine's own memory.
+    """
+
+    used_bytes: int
+    torch_bytes: int
+    resident_bytes: int
+
+
+def read_memory(rank: Rank) -> Reading:
+    """Between two barriers, so that no rank is in the middle of a step."""
+    world = rank.group("world")
+    if rank.device.type == "cuda":
+        reading = _read_device(rank)
+    else:
+        world.barrier()
+        reading = Reading(used_bytes=segment_bytes(), torch_bytes=0, resident_bytes=_resident_bytes())
+    world.barrier()
+    return reading
+
+
+def _read_device(rank: Rank) -> Reading:
+    import torch
+
+    torch.cuda.synchronize(rank.device)
+    held = rank.group("world").allgather((str(rank.device), torch.cuda.memory_reserved(rank.device)))
+    return Reading(
+        used_bytes=device_memory_bytes(rank.device),
+        torch_bytes=sum(reserved for device, reserved in held if device == str(rank.device)),
+        resident_bytes=_resident_bytes(),
+    )
+
+
+def segment_bytes() -> int:
+    """Bytes of shared segments that this process maps; 0 where the system does not list mappings."""
+    maps = psutil.Process().memory_maps(grouped=False) if LISTS_MAPPINGS else ()
+    return sum(entry.size for entry in maps if SEGMENT_NAME in _file(entry.path))
+
+
+def _file(path: str) -> str:
+    """Segments are `/memfd:mnnvl_lab`, or `segment-...` in a directory of the ranks whose name has it too."""
+    return path if path.startswith("/memfd:") or "/segment-" in path else ""
+
+
+def _resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def release(rank: Rank) -> None:
+    """Give back what only garbage and torch's cache still hold."""
+    gc.collect()
+    if rank.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(rank.device)
+        torch.cuda.empty_cache()
+
 
 LEDGER_TIMEOUT_S = 300
 CAUSES: Mapping[str, str] = MappingProxyType(
@@ -177,7 +240,7 @@ def ledger_table(per_rank: Sequence[Sequence[Entry]]) -> pd.DataFrame:
 def _first_use(rank: Rank, point: Point) -> None:
     """Open, one round of one token a rank, close: everything that happens once in a process."""
     from mnnvl_lab.measure.check import checked_round
-    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.measure.workload import Work
     from mnnvl_lab.transport import open_transport
 
     load = replace(point.load, tokens=1)
@@ -192,10 +255,10 @@ def _rounds(ledger: Ledger, transport, point: Point) -> None:
     """A round, checked; on GPUs the same captured in a graph and replayed. All tensors are gone afterwards."""
     from mnnvl_lab.measure.check import checked_round
     from mnnvl_lab.measure.clocks import Round, captured, synchronize
-    from mnnvl_lab.measure.work import Work
+    from mnnvl_lab.measure.workload import Work
 
     rank, work = ledger.rank, Work.of(ledger.rank, point)
-    batch = transport.admit(work.batch()).batch
+    batch = transport.validate(work.batch()).batch
     partials, _ = checked_round(transport, work, batch)
     ledger.note("round", predicted_bytes=0)
     if rank.device.type == "cuda":

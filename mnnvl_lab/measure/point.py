@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from mnnvl_lab.arguments import require_flag, require_real, require_type
 from mnnvl_lab.errors import Refused, choose, require_count
+from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.routing import Load
-from mnnvl_lab.transport.exchange import Exchange
 
 CLOCKS = ("eager", "graph", "kernel")
 MOST_SAMPLES = 10**6

@@ -11,13 +11,12 @@ from types import MappingProxyType
 
 from mnnvl_lab.arguments import MOST_SEED, as_axis, require_flag, require_type
 from mnnvl_lab.errors import Refused, choose, is_whole, require_count, shown
+from mnnvl_lab.exchange import COMBINE_BYTES, FABRICS, MODES, Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import CLOCKS, Delay, Point, Sampling
 from mnnvl_lab.model import Model, require_format, require_model
-from mnnvl_lab.need import COMBINE_BYTES
 from mnnvl_lab.routing import Load, Routing, Uniform, parse
-from mnnvl_lab.transport.checks import check_exchange
-from mnnvl_lab.transport.exchange import FABRICS, MODES, Exchange
+from mnnvl_lab.transport.validation import check_exchange
 
 SHAPE = MappingProxyType({"hidden": 2**20, "experts": 2**14, "top_k": 2**14})
 """Fields of the MoE shape, each with a bound far above every model: beyond, it is a typing error."""

@@ -1,17 +1,8 @@
 """What dispatch and combine must return, from the global view; knows no transport."""
 
-from mnnvl_lab.oracle import combine, dispatch, payload, rounding
-from mnnvl_lab.oracle.combine import partial_gain, reduce_slots
+from mnnvl_lab.oracle import kernel_rules, payload
+from mnnvl_lab.oracle.kernel_rules import partial_factor, reduce_slots
 from mnnvl_lab.oracle.oracle import Oracle
-from mnnvl_lab.oracle.payload import expert_gain
+from mnnvl_lab.oracle.payload import expert_factor
 
-__all__ = [
-    "Oracle",
-    "combine",
-    "dispatch",
-    "expert_gain",
-    "partial_gain",
-    "payload",
-    "reduce_slots",
-    "rounding",
-]
+__all__ = ["Oracle", "expert_factor", "kernel_rules", "partial_factor", "payload", "reduce_slots"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.oracle import dispatch, payload
-from mnnvl_lab.oracle.combine import partial_gain, reduce_slots
-from mnnvl_lab.oracle.rounding import require_rounding, to_fp8_e4m3
-from mnnvl_lab.routing.load import Load
+from mnnvl_lab.oracle import kernel_rules, payload
+from mnnvl_lab.oracle.kernel_rules import partial_factor, reduce_slots
+from mnnvl_lab.oracle.payload import require_rounding, to_fp8_e4m3
+from mnnvl_lab.routing.traffic import Load
 
 CHUNK_BYTES = 2**21  # of one slot: K of them are alive at once and should stay in the cache
 
@@ -20,7 +20,7 @@ CHUNK_BYTES = 2**21  # of one slot: K of them are alive at once and should stay 
 class Oracle:
     """The truth about one round of one load.
 
-    Every token's row is `payload.rows`; a rank multiplies it by `partial_gain` and rounds: its partial.
+    Every token's row is `payload.rows`; a rank multiplies it by `partial_factor` and rounds: its partial.
 
     Attributes:
         load: routing, token counts, seed.
@@ -57,13 +57,13 @@ class Oracle:
         """int32 `[T, K]`: `dispatch.target_ranks` of `rank`'s tokens; all -1 for a rank that takes no part."""
         if rank not in self._targets:
             shape = {"experts": self.experts, "ep_size": self.ep_size}
-            targets_TK = dispatch.target_ranks(self.experts_TK(rank), **shape, active_ranks=self.active_ranks)
+            targets_TK = kernel_rules.target_ranks(self.experts_TK(rank), **shape, active_ranks=self.active_ranks)
             self._targets[rank] = targets_TK if self._is_active(rank) else np.full_like(targets_TK, -1)
         return self._targets[rank]
 
     def sent_tokens(self, source: int, target: int) -> np.ndarray:
         """int64, ascending: the tokens that `source` sends to `target`."""
-        return dispatch.sent_tokens(self.targets_TK(source), target)
+        return kernel_rules.sent_tokens(self.targets_TK(source), target)
 
     def received(self, target: int) -> dict[int, np.ndarray]:
         """For each source the tokens, ascending, that dispatch brings to `target`. Their order there is not fixed."""
@@ -71,7 +71,7 @@ class Oracle:
 
     def counts_RR(self) -> np.ndarray:
         """int64 `[R, R]`: rows that each source sends to each target."""
-        return dispatch.counts_RR([self.targets_TK(rank) for rank in range(self.ep_size)], ep_size=self.ep_size)
+        return kernel_rules.counts_RR([self.targets_TK(rank) for rank in range(self.ep_size)], ep_size=self.ep_size)
 
     def rows(self, rank: int, tokens: payload.Tokens | None = None) -> np.ndarray:
         """float32 `[T, H]`: the rows of `rank`'s tokens, or of some of them, before dispatch."""
@@ -81,7 +81,7 @@ class Oracle:
     def partials(self, target: int, source: int) -> np.ndarray:
         """float32 `[n, H]`: what `target` makes of the rows of `received(target)[source]`, as they travel back."""
         tokens = self.sent_tokens(source, target)
-        return self._as_sent(self.rows(source, tokens) * self._gains_TR(source)[tokens, target, None])
+        return self._as_sent(self.rows(source, tokens) * self._factors_TR(source)[tokens, target, None])
 
     def combined(self, rank: int) -> np.ndarray:
         """float32 `[T, H]`: what combine returns to `rank`, to the last bit.
@@ -109,7 +109,7 @@ class Oracle:
 
     def _slots(self, rank: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
         """The K slots `[t, H]` of one chunk of tokens after the other; an empty slot holds +0.0."""
-        targets_TK, gains_TR, rows_TH = self.targets_TK(rank), self._gains_TR(rank), self.rows(rank)
+        targets_TK, factors_TR, rows_TH = self.targets_TK(rank), self._factors_TR(rank), self.rows(rank)
         step = max(1, CHUNK_BYTES // (4 * self.hidden))
         for start in range(0, len(rows_TH), step):
             tokens = slice(start, start + step)
@@ -117,16 +117,16 @@ class Oracle:
             for target_T in targets_TK[tokens].T:
                 held = np.flatnonzero(target_T >= 0)
                 slot_TH = np.zeros_like(rows_TH[tokens])
-                gain_T = gains_TR[tokens][held, target_T[held]]
+                gain_T = factors_TR[tokens][held, target_T[held]]
                 slot_TH[held] = self._as_sent(rows_TH[tokens][held] * gain_T[:, None])
                 slots.append(slot_TH)
             yield tokens, slots
 
-    def _gains_TR(self, source: int) -> np.ndarray:
+    def _factors_TR(self, source: int) -> np.ndarray:
         """float32 `[T, R]`: what each rank multiplies each of `source`'s rows by."""
         chosen, weights = self.experts_TK(source), self.load.weights_TK(source, top_k=self.top_k)
         shape = {"experts": self.experts, "ep_size": self.ep_size}
-        return np.stack([partial_gain(chosen, weights, ep_rank=r, **shape) for r in range(self.ep_size)], axis=1)
+        return np.stack([partial_factor(chosen, weights, ep_rank=r, **shape) for r in range(self.ep_size)], axis=1)
 
     def _as_sent(self, partial: np.ndarray) -> np.ndarray:
         rounded = require_rounding(self.combine_dtype)(partial)

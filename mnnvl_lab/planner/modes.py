@@ -1,4 +1,4 @@
-"""What one mode takes of a rank's memory."""
+"""What several MNNVL windows take, added up."""
 
 from __future__ import annotations
 
@@ -6,11 +6,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import Gpu, domain_problems
-from mnnvl_lab.limits import problems
-from mnnvl_lab.need import Need
-from mnnvl_lab.planner.totals import Totals
 from mnnvl_lab.workspace import OneSidedWorkspace, Region, TwoSidedWorkspace, Window, pack
+from mnnvl_lab.workspace.kernel_limits import problems
+
+
+class Totals:
+    """Sums for whatever has `windows`, in bytes of one rank."""
+
+    windows: tuple[Window, ...]
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory that is gone: every allocation, rounded up."""
+        return sum(window.allocated_bytes for window in self.windows)
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(window.mapped_bytes for window in self.windows)
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(window.reserved_bytes for window in self.windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +87,7 @@ class ModePlan(Totals):
         }
 
 
-def one_sided(need: Need, gpu: Gpu | None = None) -> ModePlan:
+def one_sided(need: ExchangeShape, gpu: Gpu | None = None) -> ModePlan:
     """The one-sided workspace of `need`, such as an `Exchange`.
 
     Args:
@@ -89,7 +107,7 @@ def one_sided(need: Need, gpu: Gpu | None = None) -> ModePlan:
     )
 
 
-def two_sided(need: Need, gpu: Gpu) -> ModePlan:
+def two_sided(need: ExchangeShape, gpu: Gpu) -> ModePlan:
     """The FIFOs and the workspace of `prepare`, allocated in this order; neither depends on tokens or hidden size."""
     found = (*problems(need, "two_sided"), *_domain_problems(need, gpu))
     try:
@@ -107,7 +125,7 @@ def two_sided(need: Need, gpu: Gpu) -> ModePlan:
     )
 
 
-def _domain_problems(need: Need, gpu: Gpu | None) -> Iterable[str]:
+def _domain_problems(need: ExchangeShape, gpu: Gpu | None) -> Iterable[str]:
     return () if gpu is None else domain_problems(need.layout, gpu)
 
 

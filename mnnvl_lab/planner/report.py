@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mnnvl_lab.show import readable_bytes
+from mnnvl_lab.notebook import readable_bytes
 
 if TYPE_CHECKING:
     from mnnvl_lab.planner.modes import ModePlan
-    from mnnvl_lab.planner.plans import Plan
+    from mnnvl_lab.planner.plan import Plan
 
 
 def title(plan: Plan) -> str:

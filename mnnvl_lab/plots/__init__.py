@@ -5,38 +5,39 @@ Labels and units come from the column registry; device, fabric and clock stand b
 or configured: that is the caller's.
 """
 
-from mnnvl_lab.plots.comparison import comparison
-from mnnvl_lab.plots.context import context
-from mnnvl_lab.plots.fifos import fifos
-from mnnvl_lab.plots.grid import rank_grid
-from mnnvl_lab.plots.growth import growth
-from mnnvl_lab.plots.limits import limits
+from mnnvl_lab.plots.bounds import lower_bounds
+from mnnvl_lab.plots.compare import comparison, context, fastest, prediction_errors
+from mnnvl_lab.plots.layout import rank_grid, waits
 from mnnvl_lab.plots.lines import latency, memory
-from mnnvl_lab.plots.live_region import film, live_region, play, strip
-from mnnvl_lab.plots.look import style
-from mnnvl_lab.plots.memory_ledger import memory_ledger
+from mnnvl_lab.plots.memory_ledger import growth, memory_ledger
 from mnnvl_lab.plots.regions import region_map
+from mnnvl_lab.plots.samples import every_sample, others_wait, timeline
 from mnnvl_lab.plots.save import save
 from mnnvl_lab.plots.shown import alt_text, shown
+from mnnvl_lab.plots.style import style
 from mnnvl_lab.plots.tables import bounds_table, memory_table, regions_table, traffic_table
 from mnnvl_lab.plots.traffic import traffic
-from mnnvl_lab.plots.waits import waits
+from mnnvl_lab.plots.workspace import fifos, film, live_region, play, strip
 
 __all__ = [
     "alt_text",
     "bounds_table",
     "comparison",
     "context",
+    "every_sample",
+    "fastest",
     "fifos",
     "film",
     "growth",
     "latency",
-    "limits",
     "live_region",
+    "lower_bounds",
     "memory",
     "memory_ledger",
     "memory_table",
+    "others_wait",
     "play",
+    "prediction_errors",
     "rank_grid",
     "region_map",
     "regions_table",
@@ -44,6 +45,7 @@ __all__ = [
     "shown",
     "strip",
     "style",
+    "timeline",
     "traffic",
     "traffic_table",
     "waits",

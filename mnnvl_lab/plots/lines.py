@@ -9,10 +9,21 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.plots.look import QUIET, Stroke, caption, head, load_words, new_axes, note, origin, strokes, style
-from mnnvl_lab.plots.scales import dress
+from mnnvl_lab.plots.style import (
+    QUIET,
+    LineStyle,
+    caption,
+    format_axis,
+    format_load,
+    head,
+    line_styles,
+    new_axes,
+    note,
+    origin,
+    style,
+)
 from mnnvl_lab.records import POINT_COLUMNS, require_column, summary
-from mnnvl_lab.records.tables import ONE_ORIGIN, provenance_of
+from mnnvl_lab.records.table import ONE_ORIGIN, provenance_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +69,7 @@ def latency(
         ends += [_bound(ax, line, x) for _, line in in_view.sort_values(x).groupby("bound", sort=False)]
         _label_ends(ax, ends)
         phases = ", ".join(table["phase"].unique())
-        head(ax, f"Latency of {_article(phases)} by {_lower(x)}", load_words(table, (x, hue)))
+        head(ax, f"Latency of {_article(phases)} by {_lower(x)}", format_load(table, (x, hue)))
         statistic = "median over iterations of the slowest rank; band: least to 90th percentile"
         caption(ax, origin(table), statistic, *_bases(in_view))
     return ax
@@ -80,7 +91,7 @@ def memory(
         ends = [_line(ax, line, x, y, stroke) for line, stroke in _split(ordered, hue)]
         _set_axes(ax, x, y, ordered[x].to_numpy(), ordered[y].to_numpy())
         _label_ends(ax, ends)
-        head(ax, f"{require_column(y).label} by {_lower(x)}", load_words(table, (x, hue)))
+        head(ax, f"{require_column(y).label} by {_lower(x)}", format_load(table, (x, hue)))
         caption(ax, f"computed for {provenance_of(table).get('device', 'any device')}, not measured")
     return ax
 
@@ -110,12 +121,12 @@ def require_unmixed(table: pd.DataFrame, x: str, hue: str) -> None:
             )
 
 
-def _split(table: pd.DataFrame, hue: str) -> Iterable[tuple[pd.DataFrame, Stroke]]:
-    drawn = strokes(list(table[hue].drop_duplicates().sort_values()))
+def _split(table: pd.DataFrame, hue: str) -> Iterable[tuple[pd.DataFrame, LineStyle]]:
+    drawn = line_styles(list(table[hue].drop_duplicates().sort_values()))
     return [(table[table[hue] == value], stroke) for value, stroke in drawn.items()]
 
 
-def _line(ax: Axes, line: pd.DataFrame, x: str, y: str, stroke: Stroke, band: tuple[str, str] | None = None):
+def _line(ax: Axes, line: pd.DataFrame, x: str, y: str, stroke: LineStyle, band: tuple[str, str] | None = None):
     ax.plot(line[x], line[y], color=stroke.color, marker=stroke.marker, label=stroke.label, zorder=3)
     if band:
         ax.fill_between(line[x], line[band[0]], line[band[1]], color=stroke.color, alpha=0.16, linewidth=0, zorder=2)
@@ -149,8 +160,8 @@ def _bases(bounds: pd.DataFrame) -> list[str]:
 
 def _set_axes(ax: Axes, x: str, y: str, xs: np.ndarray, ys: np.ndarray, *, bottom: float | None = None) -> None:
     """Scales, ticks and limits, before anything is placed by them."""
-    dress(ax.xaxis, x, xs)
-    dress(ax.yaxis, y, ys)
+    format_axis(ax.xaxis, x, xs)
+    format_axis(ax.yaxis, y, ys)
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=0, top=1.08 * ys.max())
     elif bottom is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mnnvl_lab.plots.lines import spread
-from mnnvl_lab.plots.look import (
+from mnnvl_lab.plots.style import (
     BLUE,
     FAINT,
     GREEN,
@@ -19,12 +19,12 @@ from mnnvl_lab.plots.look import (
     VERMILLION,
     YELLOW,
     caption,
+    contrast_color,
+    format_bytes,
     head,
-    ink_on,
     new_axes,
     style,
 )
-from mnnvl_lab.plots.scales import size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def region_map(table: pd.DataFrame, *, x: str = "offset_bytes", hue: str = "regi
             _bar(ax, level, -depth * PITCH, x, hue, fills, following)
         _frame(ax, len(levels))
         total = int((ordered[x] + ordered["size_bytes"]).max())
-        head(ax, "The workspace of one rank, to scale", f"{total:,} bytes = {size_words(total)}")
+        head(ax, "The workspace of one rank, to scale", f"{total:,} bytes = {format_bytes(total)}")
         gaps = "; pale: gaps of alignment" if any(_has_gaps(level, x) for level in levels) else ""
         caption(ax, f"computed, byte for byte as the kernels lay it out{gaps}", below_points=10)
     return ax
@@ -119,8 +119,17 @@ def _bar(ax: Axes, level: pd.DataFrame, bottom: float, x: str, hue: str, fills: 
 
 def _label_inside(ax: Axes, labels: list[tuple], bottom: float) -> None:
     for centre, _, name, size_bytes, fill in labels:
-        words = f"{name.replace('_', ' ')}\n{size_words(size_bytes)}"
-        ax.text(centre, bottom + BAR / 2, words, ha="center", va="center", fontsize=8.5, color=ink_on(fill), zorder=4)
+        words = f"{name.replace('_', ' ')}\n{format_bytes(size_bytes)}"
+        ax.text(
+            centre,
+            bottom + BAR / 2,
+            words,
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color=contrast_color(fill),
+            zorder=4,
+        )
 
 
 def _label_above(ax: Axes, labels: list[tuple], bottom: float) -> None:
@@ -128,7 +137,7 @@ def _label_above(ax: Axes, labels: list[tuple], bottom: float) -> None:
     places = spread([centre for centre, *_ in labels], gap=0.1, low=0.03, high=0.97)
     for place, (centre, _, name, size_bytes, _) in zip(places, labels, strict=True):
         ax.annotate(
-            "\n".join([*name.split("_"), size_words(size_bytes)]),
+            "\n".join([*name.split("_"), format_bytes(size_bytes)]),
             xy=(centre, bottom + BAR),
             xytext=(place, bottom + BAR + 0.14),
             ha="center",

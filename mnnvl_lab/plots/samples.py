@@ -1,4 +1,4 @@
-"""Every sample of a few points side by side: what a median stands for, and what it hides."""
+"""Who waits for whom in one operation, and what a straggler costs the others."""
 
 from __future__ import annotations
 
@@ -7,20 +7,123 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab import crossover
+from mnnvl_lab.analysis import crossover
+from mnnvl_lab.analysis.skew import entries
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.plots.look import CYCLE, FAINT, INK, QUIET, caption, head, load_words, new_axes, origin, style
-from mnnvl_lab.plots.scales import dress
-from mnnvl_lab.records import slowest_rank
+from mnnvl_lab.plots.style import (
+    BLUE,
+    CYCLE,
+    FAINT,
+    INK,
+    QUIET,
+    caption,
+    format_axis,
+    format_load,
+    head,
+    line_styles,
+    new_axes,
+    origin,
+    style,
+)
+from mnnvl_lab.records import require_column, slowest_rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def timeline(
+    table: pd.DataFrame,
+    *,
+    iteration: int | None = None,
+    phase: str = "dispatch",
+    hue: str = "delay_us",
+    ax: Axes | None = None,
+) -> Axes:
+    """One operation: a bar a rank from its entry to its end, light while it waits for the last rank to enter.
+
+    Args:
+        table: samples of all ranks of one point, of clock `eager`.
+        iteration: which; by default the one whose slowest rank is the median.
+        phase: which operation.
+        hue: point column that is named below the title.
+
+    Raises:
+        Refused: no such samples, or samples of several points.
+    """
+    split = entries(table[table["phase"] == phase])
+    chosen = _median_iteration(split) if iteration is None else iteration
+    bars = split[split["iteration"] == chosen].sort_values("rank")
+    if bars.empty or bars["rank"].duplicated().any():
+        raise Refused(
+            f"{len(bars)} samples of {phase}, iteration {chosen}: a timeline shows one sample a rank; "
+            "pass the samples of one point and an iteration that it has"
+        )
+    with style():
+        ax = new_axes(ax, height=1.4 + 0.45 * len(bars))
+        rows = np.arange(len(bars))
+        ax.barh(rows, bars["wait_us"], left=bars["entered_us"], color=FAINT, label="waits for the last rank")
+        moving_from = bars["entered_us"] + bars["wait_us"]
+        ax.barh(rows, bars["moving_us"], left=moving_from, color=BLUE, label="moves its rows")
+        ax.axvline(bars["entered_us"].max(), color=INK, linewidth=1, linestyle=":", gid="last entry")
+        ax.set_yticks(rows, [f"rank {rank}" for rank in bars["rank"]])
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("Time since the first rank entered (µs)")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.6, ncols=2, frameon=False)
+        head(ax, f"Who waits for whom in {phase}", _subtitle(bars, hue, chosen))
+        caption(ax, origin(table), "entries by the host's clock", below_points=72)
+    return ax
+
+
+def others_wait(
+    effect: pd.DataFrame, *, x: str = "delay_us", hue: str = "mode", words: str = "", ax: Axes | None = None
+) -> Axes:
+    """Growth of the others' latency over the delay of one rank, with the line on which both are equal.
+
+    Args:
+        effect: of `measure.skew.straggler_effect`.
+        x, hue: columns of the delay and of what colour tells.
+        words: for the caption, such as `look.origin` of the samples.
+    """
+    with style():
+        ax = new_axes(ax, height=4.8)
+        ends = [0.0, float(effect[x].max())]
+        ax.plot(ends, ends, color=QUIET, linestyle="--", linewidth=1, label="growth = delay", gid="identity")
+        for value, stroke in line_styles(list(effect[hue].unique())).items():
+            line = effect[effect[hue] == value].sort_values(x)
+            marks = {"color": stroke.color, "marker": stroke.marker, "label": stroke.label}
+            ax.plot(line[x], line["growth_us"], **marks, gid=f"growth {value}")
+            ax.plot(line[x], line["delayed_p50_us"], **marks | {"label": None}, linestyle=":", gid=f"delayed {value}")
+        ax.set_xlabel("Delay of one rank (µs)")
+        ax.set_ylabel("Growth of the others' latency (µs)")
+        ax.legend(frameon=False)
+        head(ax, "What a late rank costs the others", format_load(effect, (hue,)))
+        caption(ax, *filter(None, [words]), "medians over iterations; dotted: latency of the late rank itself")
+    return ax
+
+
+def _median_iteration(split: pd.DataFrame) -> int:
+    slowest = split.groupby("iteration")["latency_us"].max()
+    return int((slowest - slowest.median()).abs().idxmin()) if len(slowest) else 0
+
+
+def _subtitle(bars: pd.DataFrame, hue: str, iteration: int) -> str:
+    column = require_column(hue)
+    values = (
+        [f"{column.label.lower()} {_shown(bars[hue].iloc[0])} {column.unit}".strip()] if hue in bars.columns else []
+    )
+    return " · ".join([*values, f"iteration {iteration}", format_load(bars)])
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
 
 HEIGHT = 0.22
 """Half height of a row's cloud of dots; they are shifted for the eye alone, in the order of the iterations."""
 
 
-def draw(table: pd.DataFrame, *, by: tuple[str, ...] = ("clock", "phase"), ax: Axes | None = None) -> Axes:
+def every_sample(table: pd.DataFrame, *, by: tuple[str, ...] = ("clock", "phase"), ax: Axes | None = None) -> Axes:
     """A row a clock and phase: a dot an iteration, at its slowest rank; the other ranks' samples pale behind.
 
     Args:
@@ -37,9 +140,9 @@ def draw(table: pd.DataFrame, *, by: tuple[str, ...] = ("clock", "phase"), ax: A
             _row(ax, row, samples, CYCLE[row % len(CYCLE)])
         ax.set_yticks(range(len(groups)), [name for name, _ in groups])
         ax.invert_yaxis()
-        dress(ax.xaxis, "latency_us", table["latency_us"].to_numpy())
+        format_axis(ax.xaxis, "latency_us", table["latency_us"].to_numpy())
         ax.grid(visible=False, axis="y")
-        head(ax, "Every sample, and the median that stands for them", load_words(table))
+        head(ax, "Every sample, and the median that stands for them", format_load(table))
         others = "; pale: other ranks" if table["rank"].nunique() > 1 else ""
         caption(ax, origin(table), f"dot: slowest rank of an iteration{others}; line: median, in its 95 % band")
     return ax

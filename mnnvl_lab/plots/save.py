@@ -18,8 +18,8 @@ from mnnvl_lab.errors import choose
 from mnnvl_lab.plots.fonts import font_faces, letters_of
 from mnnvl_lab.plots.shown import alt_text, title_of, words_of
 from mnnvl_lab.plots.variants import SIZES, THEMES, restyled
-from mnnvl_lab.records.atomic import replacing
-from mnnvl_lab.records.tables import provenance_of
+from mnnvl_lab.records.files import replacing
+from mnnvl_lab.records.table import provenance_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

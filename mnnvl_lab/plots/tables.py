@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.planner.modes import one_sided, two_sided
-from mnnvl_lab.records.tables import ATTRIBUTE
+from mnnvl_lab.records.table import ATTRIBUTE
 
 if TYPE_CHECKING:
     from mnnvl_lab.bounds import Bound
+    from mnnvl_lab.exchange import ExchangeShape
     from mnnvl_lab.hardware import Gpu
-    from mnnvl_lab.need import Need
     from mnnvl_lab.workspace import Region
 
 
-def memory_table(needs: Iterable[Need], *, gpu: Gpu) -> pd.DataFrame:
+def memory_table(needs: Iterable[ExchangeShape], *, gpu: Gpu) -> pd.DataFrame:
     """One row a need and mode: what its workspace takes of each rank's memory and addresses.
 
     Args:
@@ -61,7 +61,7 @@ def bounds_table(
     return pd.DataFrame(rows)
 
 
-def _memory_rows(need: Need, gpu: Gpu) -> Iterable[dict[str, object]]:
+def _memory_rows(need: ExchangeShape, gpu: Gpu) -> Iterable[dict[str, object]]:
     shape = {name: getattr(need, name) for name in ("ep_size", "hidden", "experts", "top_k", "format")}
     sizes = ("mode", "workspace_bytes", "prepare_bytes", "allocated_bytes", "mapped_bytes", "reserved_bytes")
     for mode in (one_sided(need), two_sided(need, gpu)):

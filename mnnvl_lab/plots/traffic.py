@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.plots.look import QUIET, caption, head, ink_on, new_axes, style
-from mnnvl_lab.plots.scales import BINARY_UNITS
+from mnnvl_lab.plots.style import BINARY_UNITS, QUIET, caption, contrast_color, head, new_axes, style
 from mnnvl_lab.records import require_column
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _write_cells(ax: Axes, shown: np.ndarray) -> None:
     image = ax.images[0]
     for (source, target), amount in np.ndenumerate(shown):
         fill = to_hex(image.cmap(image.norm(amount)))
-        text = ax.text(target, source, _words(amount), ha="center", va="center", fontsize=8, color=ink_on(fill))
+        text = ax.text(target, source, _words(amount), ha="center", va="center", fontsize=8, color=contrast_color(fill))
         if source == target:
             text.set_bbox({"facecolor": fill, "edgecolor": "none", "pad": 1.5})
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from mnnvl_lab.plots.look import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, QUIET, SKY, VERMILLION
 from mnnvl_lab.plots.shown import labelled_lines
+from mnnvl_lab.plots.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, QUIET, SKY, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.hardware import GPUS, Gpu
-from mnnvl_lab.latency_model import Point
 from mnnvl_lab.prediction.calibration import Calibration, FittedPart, load_calibration
 
 STANDS_IN = {"h200": "h100"}

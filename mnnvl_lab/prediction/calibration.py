@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mnnvl_lab import checkout
+from mnnvl_lab import datasets
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.prediction.parts import Counts, Part
 from mnnvl_lab.prediction.phase_costs import PHASE_PARTS
 from mnnvl_lab.prediction.round_costs import ROUND_PARTS
 
-FOLDER = checkout.DATA / "models"
+FOLDER = datasets.DATA / "models"
 KIND = "latency model"
 NORMAL_QUANTILE = 1.96
 CONFIDENCE = 0.95
@@ -128,7 +128,7 @@ def load_calibration(gpu: str, folder: Path = FOLDER) -> Calibration | None:
     Raises:
         RecordError: the package runs without its checkout, or the file is damaged.
     """
-    checkout.require_data(folder.is_dir(), folder, "fitted models")
+    datasets.require_data(folder.is_dir(), folder, "fitted models")
     path = folder / f"{gpu}.json"
     if not path.is_file():
         return None

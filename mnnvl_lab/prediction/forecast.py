@@ -10,8 +10,8 @@ import pandas as pd
 from mnnvl_lab.hardware import Gpu
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import Model
+from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.prediction.calibration import CONFIDENCE
-from mnnvl_lab.show import html_block, text_block
 
 KIND = "prediction"
 NUMBERS = ("latency_us", "dispatch_us", "combine_us", "low_us", "high_us", "bound_us")

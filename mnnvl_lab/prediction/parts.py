@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnnvl_lab.latency_model import Parameter, Point
+from mnnvl_lab.analysis.latency_model import Parameter, Point
 
 LAUNCHES, LINK, PACKETS, MEMORY = "launches and flags", "link", "packets", "memory"
 CAUSES = (LAUNCHES, LINK, PACKETS, MEMORY)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mnnvl_lab.latency_model import Parameter, Point
+from mnnvl_lab.analysis.latency_model import Parameter, Point
 from mnnvl_lab.model import FORMATS
 from mnnvl_lab.prediction.parts import COMBINE, DISPATCH, LAUNCHES, LINK, MEMORY, PACKETS, Costs, Counts, Part
 from mnnvl_lab.routing import traffic
@@ -148,20 +148,20 @@ _PREPARE = (
 _SLOTS = Parameter(name="memory_gigabytes_per_s", prior=3600, factor=1.5, meaning="bytes of combine's slots in memory")
 
 
-def _part(mode: str, name: str, parameters: tuple[Parameter, ...], costs) -> Part:
+def _leave_groups(mode: str, name: str, parameters: tuple[Parameter, ...], costs) -> Part:
     return Part(mode=mode, name=name, parameters=parameters, count=counts, costs=costs)
 
 
 PHASE_PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
     {
         "one_sided": (
-            _part("one_sided", "dispatch", _ONE_SIDED, one_sided_dispatch),
-            _part("one_sided", "combine", _ONE_SIDED, one_sided_combine),
+            _leave_groups("one_sided", "dispatch", _ONE_SIDED, one_sided_dispatch),
+            _leave_groups("one_sided", "combine", _ONE_SIDED, one_sided_combine),
         ),
         "two_sided": (
-            _part("two_sided", "prepare", _PREPARE, two_sided_prepare),
-            _part("two_sided", "dispatch", _TWO_SIDED, two_sided_dispatch),
-            _part("two_sided", "combine", (*_TWO_SIDED, _SLOTS), two_sided_combine),
+            _leave_groups("two_sided", "prepare", _PREPARE, two_sided_prepare),
+            _leave_groups("two_sided", "dispatch", _TWO_SIDED, two_sided_dispatch),
+            _leave_groups("two_sided", "combine", (*_TWO_SIDED, _SLOTS), two_sided_combine),
         ),
     }
 )

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.arguments import as_axis
 from mnnvl_lab.errors import Refused, choose, require_count
+from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import Gpu, domain_problems, require_gpu
-from mnnvl_lab.latency_model import Point
 from mnnvl_lab.layout import Layout, require_layout
-from mnnvl_lab.limits import problems
 from mnnvl_lab.model import Model, require_format, require_model
-from mnnvl_lab.need import Need
 from mnnvl_lab.prediction.basis import basis_of, calibration_of, is_within
 from mnnvl_lab.prediction.calibration import Calibration
 from mnnvl_lab.prediction.fitted import Rounds, rounds
@@ -22,6 +21,7 @@ from mnnvl_lab.prediction.forecast import Forecast, ModeForecast
 from mnnvl_lab.prediction.parts import stacked
 from mnnvl_lab.prediction.rows import expected_rows_RR
 from mnnvl_lab.routing import Routing, parse
+from mnnvl_lab.workspace.kernel_limits import problems
 from mnnvl_lab.workspace.two_sided import PACKET_BYTES, PACKET_DATA_BYTES
 
 MODES = ("one_sided", "two_sided", "allgather_reducescatter", "all_to_all")
@@ -170,7 +170,7 @@ def _rows(point: Point, routing: Routing) -> np.ndarray:
 def _problems(mode: str, point: Point, most: int, layout: Layout, gpu: Gpu) -> Iterable[str]:
     """Why the mode cannot serve this."""
     shape = {name: getattr(point, name) for name in SHAPE}
-    need = Need(layout=layout, max_tokens=most, format=point.format, **shape)
+    need = ExchangeShape(layout=layout, max_tokens=most, format=point.format, **shape)
     found = [*problems(need, mode), *domain_problems(layout, gpu)]
     return found if mode in NVLINK_MODES else [_over_the_network(text) for text in found]
 

@@ -12,9 +12,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mnnvl_lab.latency_model import TERMS, Point
-from mnnvl_lab.latency_model import terms as lm
-from mnnvl_lab.latency_model.work import Work, work_from
+from mnnvl_lab.analysis.latency_model import TERMS, Point
+from mnnvl_lab.analysis.latency_model import terms as lm
+from mnnvl_lab.analysis.latency_model.work import Work, work_from
 from mnnvl_lab.prediction.parts import COMBINE, DISPATCH, LAUNCHES, LINK, MEMORY, PACKETS, Costs, Counts, Part
 
 TWO_SIDED_DISPATCH_KERNELS = 5  # counts, prefix sums and indices of prepare, then the move; combine has the others

@@ -16,7 +16,7 @@ from scipy.special import ndtri
 
 from mnnvl_lab.layout import expert_range
 from mnnvl_lab.routing import Balanced, Load, Routing, Uniform, traffic
-from mnnvl_lab.routing.popularity import Weighted
+from mnnvl_lab.routing.distributions import Weighted
 
 DRAWN_TOKENS = 1024
 """Tokens of all ranks together up to which they are drawn, and of which other routings' means are taken."""

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
+from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.hardware import Gpu
-from mnnvl_lab.latency_model import Point
 from mnnvl_lab.prediction.calibration import FittedPart
 from mnnvl_lab.prediction.parts import Counts, Part, stacked
 from mnnvl_lab.prediction.phase_costs import PHASE_PARTS

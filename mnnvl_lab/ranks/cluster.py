@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mnnvl_lab.errors import RankDied, RankTimeout, Refused
-from mnnvl_lab.processes.ownership import RUN_VARIABLE, OwnedDirectory, alive, end, marked_processes
-from mnnvl_lab.ranks.controller import Controller
-from mnnvl_lab.ranks.ends import End, after_error
+from mnnvl_lab.processes.ownership import RUN_VARIABLE, End, OwnedDirectory, after_error, alive, end, marked_processes
+from mnnvl_lab.processes.reaper_client import Reaper
+from mnnvl_lab.ranks.arguments import created, memory_dir, require_open_files, temporary_dir
+from mnnvl_lab.ranks.controller import Controller, Process
 from mnnvl_lab.ranks.engine import Failure, Identity
-from mnnvl_lab.ranks.engine_process import Process
+from mnnvl_lab.ranks.fork_server import ForkServer
 from mnnvl_lab.ranks.launchers import Launcher
-from mnnvl_lab.ranks.mark import read_report
-from mnnvl_lab.ranks.nursery import Nursery
-from mnnvl_lab.ranks.resources import created, memory_dir, require_open_files, temporary_dir
-from mnnvl_lab.ranks.warden import Warden
+from mnnvl_lab.ranks.rank import read_report
 
 if TYPE_CHECKING:
-    from mnnvl_lab.ranks.launched import Launched
+    from mnnvl_lab.ranks.launchers import LauncherEngines
 
 POLL_S = 0.02
 ASK_AGAIN_S = 0.2
@@ -56,8 +54,8 @@ class Cluster:
         require_open_files(1)
         self._owner, self._marks = os.getpid(), {RUN_VARIABLE: secrets.token_hex(16)}
         self._directories = [OwnedDirectory.named(parent) for parent in (temporary_dir(), memory_dir())]
-        self._warden = Warden()
-        self._warden.watch(directories=self._directories, marked=self._marks.items())
+        self._reaper = Reaper()
+        self._reaper.watch(directories=self._directories, marked=self._marks.items())
         self.run_dir, self.segment_dir = map(created, self._directories)
         self._controller = Controller(launcher, run_dir=self.run_dir, options=options, marks=self._marks)
         self._engines = self._source(launcher)
@@ -92,7 +90,7 @@ class Cluster:
             Whether the controller was replaced: engines then reconnect, if they live.
         """
         self._require_owner()
-        self._warden.ensure()
+        self._reaper.ensure()
         found = self._controller.end()
         if found is None:
             return False
@@ -103,7 +101,7 @@ class Cluster:
 
     def require_helpers(self) -> None:
         """Raises HelperDied if no answer can come any more because the controller is gone; replaces a dead reaper."""
-        self._warden.ensure()
+        self._reaper.ensure()
         self._controller.require()
 
     def reachable(self, processes: Mapping[int, Process], *, limit_s: float) -> set[int]:
@@ -123,9 +121,9 @@ class Cluster:
         return answered
 
     @property
-    def guard(self) -> Warden:
+    def guard(self) -> Reaper:
         """Who cleans up what else is started, if this process is killed."""
-        return self._warden
+        return self._reaper
 
     def submit(self, process: Process, method: str, *args: Any, **kwargs: Any) -> Future:
         """Ask an engine to call a method of its `Engine`; the future's result is what `unpack` reads."""
@@ -162,10 +160,10 @@ class Cluster:
             if not process.here and self.alive(process):
                 self._controller.client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
 
-    def end_of(self, process: Process) -> End:
+    def exit_status(self, process: Process) -> End:
         """How a dead engine's process ended, as its launcher noticed it, and the error that it had met before."""
         deadline = time.monotonic() + END_S
-        while (found := self._engines.end_of(process.pid)) is None and time.monotonic() < deadline:
+        while (found := self._engines.exit_status(process.pid)) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return after_error(found or End(cause="its process ended"), read_report(self.run_dir, process.pid))
 
@@ -185,7 +183,7 @@ class Cluster:
         self._controller.close()
         for directory in self._directories:
             directory.remove()
-        self._warden.dismiss()
+        self._reaper.dismiss()
 
     def _require_owner(self) -> None:
         if os.getpid() != self._owner:
@@ -194,16 +192,16 @@ class Cluster:
                 "ranks can use them; start others in the child"
             )
 
-    def _source(self, launcher: Launcher) -> Nursery | Launched:
+    def _source(self, launcher: Launcher) -> ForkServer | LauncherEngines:
         if launcher.name == "local":
-            return Nursery(self.run_dir, launcher.engine_args, marks=self._marks)
-        from mnnvl_lab.ranks.launched import Launched
+            return ForkServer(self.run_dir, launcher.engine_args, marks=self._marks)
+        from mnnvl_lab.ranks.launchers import LauncherEngines
 
-        return Launched(self._controller.cluster, self._controller.do, launcher.engine_args)
+        return LauncherEngines(self._controller.cluster, self._controller.do, launcher.engine_args)
 
     def _start(self, count: int, env: dict[str, str], deadline: float) -> list[Process]:
         self._engines.start(count, env=env, deadline=deadline)
-        self._warden.watch(self._engines.processes())
+        self._reaper.watch(self._engines.processes())
         identities = self._await_registration(count, deadline)
         order = sorted(identities, key=lambda engine: (identities[engine].place, engine))
         return [Process.of(engine, identities[engine]) for engine in order]
@@ -211,7 +209,7 @@ class Cluster:
     def _start_controller(self, deadline: float) -> None:
         self._controller.start(deadline)
         self._known &= set(self._controller.client.ids)  # one that began anew numbers engines from 0 again
-        self._warden.watch(self._controller.processes)
+        self._reaper.watch(self._controller.processes)
 
     def _await_registration(self, count: int, deadline: float) -> dict[int, Identity]:
         """Who the next `count` engines are, once they have registered and answered."""
@@ -220,7 +218,7 @@ class Cluster:
             for engine in set(self._controller.client.ids) - self._known - asked.keys():
                 asked[engine] = self.submit(Process.unknown(engine), "identify")
             self.require_helpers()
-            if found := self._engines.first_end():
+            if found := self._engines.first_exit():
                 raise RankDied(rank=len(self._known), phase="start", cause=found.cause, report=found.report)
             if time.monotonic() > deadline:
                 cause = f"{count - answered} of {count} engines did not register within {self._start_timeout_s} s"

@@ -1,32 +1,69 @@
-"""ipyparallel's controller, through which messages go, and the client connected to it.
-
-A controller that died is started again on the ports and with the keys of the former one: engines reconnect by
-themselves, so that ranks stay warm.
-"""
+"""An engine's process, as the notebook's process sees it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mnnvl_lab.errors import HelperDied
-from mnnvl_lab.processes.ownership import alive, end, write_private
-from mnnvl_lab.ranks.ends import End, exit_words, tail
+from mnnvl_lab.errors import HelperDied, RankDied
+from mnnvl_lab.processes.ownership import End, alive, end, exit_message, process_of, tail, write_private
+from mnnvl_lab.ranks.engine import Identity
 
 if TYPE_CHECKING:
     import ipyparallel
 
     from mnnvl_lab.ranks.launchers import Launcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """An engine as seen from here.
+
+    Attributes:
+        engine: its number in ipyparallel.
+        pid, host: its process and machine.
+        handle: its process, if the machine is this one.
+    """
+
+    engine: int
+    pid: int
+    host: str
+    handle: psutil.Process | None
+
+    @property
+    def here(self) -> bool:
+        return self.handle is not None
+
+    @classmethod
+    def unknown(cls, engine: int) -> Process:
+        """An engine that has registered and not yet said who it is."""
+        return cls(engine=engine, pid=0, host="", handle=None)
+
+    @classmethod
+    def of(cls, engine: int, identity: Identity) -> Process:
+        """The engine that gave this identity.
+
+        Raises:
+            RankDied: it runs on this machine and has ended since; its pid may be another's by now.
+        """
+        here = identity.host == socket.gethostname()
+        handle = process_of(identity.pid, identity.started) if here else None
+        if here and handle is None:
+            raise RankDied(rank=engine, phase="start", cause="its process ended right after it had registered")
+        return cls(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
+
 
 HELPER = "controller"
 POLL_S = 0.02
@@ -84,7 +121,7 @@ class Controller:
         deadline = time.monotonic() + 1
         while not controller.stop_data and time.monotonic() < deadline:  # a thread of ipyparallel waits for its end
             time.sleep(POLL_S)
-        return End(cause=exit_words((controller.stop_data or {}).get("exit_code")), report=self._log())
+        return End(cause=exit_message((controller.stop_data or {}).get("exit_code")), report=self._log())
 
     def require(self) -> None:
         """Raises HelperDied if it does not run any more."""

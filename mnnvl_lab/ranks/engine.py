@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mnnvl_lab.errors import LabError
-from mnnvl_lab.postmortem.listener import Listener
+from mnnvl_lab.hang.agent import HangAgent
+from mnnvl_lab.hardware import comes_to_rest
 from mnnvl_lab.processes.ownership import started
-from mnnvl_lab.ranks.gpus import comes_to_rest
-from mnnvl_lab.ranks.mark import Mark
-from mnnvl_lab.ranks.rank import Rank, Seat
+from mnnvl_lab.ranks.rank import PhaseFile, Rank, RankAssignment
 
 RANK_HINTS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")  # set by MPI and Slurm launchers
 
@@ -65,8 +64,8 @@ class Engine:
 
         self.rank: Rank | None = None
         self._store = None
-        self._mark: Mark | None = None
-        self._listener: Listener | None = None
+        self._mark: PhaseFile | None = None
+        self._listener: HangAgent | None = None
         self._stack_file = None
         self._errors: list[BaseException] = []
 
@@ -98,8 +97,8 @@ class Engine:
         os.environ.update(env)
         if self._mark is None:
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._mark = Mark(run_dir)
-            self._listener = Listener(run_dir, lambda: self.rank)
+            self._mark = PhaseFile(run_dir)
+            self._listener = HangAgent(run_dir, lambda: self.rank)
             self._stack_file = open(run_dir / f"stack-{os.getpid()}", "w")  # noqa: SIM115 - lives as long as the process
             faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
 
@@ -120,10 +119,10 @@ class Engine:
             )
         return address, self._store.port
 
-    def join(self, seat: Seat) -> None:
+    def join(self, assignment: RankAssignment) -> None:
         """Become a rank, leaving the place held before."""
         self.leave()
-        self.rank = Rank(seat, self._mark)
+        self.rank = Rank(assignment, self._mark)
 
     def leave(self) -> None:
         """Give up the place.

@@ -10,11 +10,11 @@ from mnnvl_lab.errors import RankError, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks.arguments import require_strings
 from mnnvl_lab.ranks.cluster import Cluster
-from mnnvl_lab.ranks.crew import Crew
+from mnnvl_lab.ranks.gpu_placement import Placement
 from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment
 from mnnvl_lab.ranks.mps import GpuSharing
-from mnnvl_lab.ranks.placement import Placement
-from mnnvl_lab.ranks.rank import Seat
+from mnnvl_lab.ranks.pool import RankPool
+from mnnvl_lab.ranks.rank import RankAssignment
 
 LEAVE_LIMIT_S = 5.0
 
@@ -39,16 +39,16 @@ class Joining:
     def __init__(
         self,
         cluster: Cluster,
-        crew: Crew,
+        pool: RankPool,
         sharing: GpuSharing,
         *,
         fabric: str,
         env: Environment,
         start_timeout_s: float,
     ):
-        self._cluster, self._crew, self._sharing = cluster, crew, sharing
+        self._cluster, self._pool, self._sharing = cluster, pool, sharing
         self._fabric, self._env, self._start_timeout_s = fabric, env, start_timeout_s
-        self._met: Layout | None = None  # the layout in which the processes last joined
+        self._joined_layout: Layout | None = None  # the layout in which the processes last joined
         self.joined = self.in_step = False
         self.joins = 0
 
@@ -62,22 +62,22 @@ class Joining:
             RankDied, RankTimeout: a process did not come up. HelperDied: one that serves them ended meanwhile.
             Refused: the ranks are on machines that share no memory.
         """
-        self._crew.recover()
+        self._pool.recover()
         if self._fabric == "shared_gpu" and not self._sharing.suits(placement.ranks_per_gpu):
-            self._crew.kill(self._crew.processes)
+            self._pool.kill(self._pool.processes)
             self._sharing.change(placement.ranks_per_gpu)
-        missing = self._crew.vacant(layout.world_size)
-        if not (anew or missing) and self.in_step and self._met == layout:
+        missing = self._pool.missing(layout.world_size)
+        if not (anew or missing) and self.in_step and self._joined_layout == layout:
             return
         if missing:
             self._leave()
-            self._start(self._crew.vacant(layout.world_size), layout)
-        self._join(layout, placement)
+            self._start(self._pool.missing(layout.world_size), layout)
+        self._init_groups(layout, placement)
 
     def make_ready(self, layout: Layout, placement: Placement, *, renew: bool) -> None:
         """Bring up the ranks for a call, if anything is missing; with `renew` also those that are known to be dead."""
-        self._crew.recover()
-        if not self.joined or (renew and self._crew.dead):
+        self._pool.recover()
+        if not self.joined or (renew and self._pool.dead):
             self.bring_up(layout, placement, anew=True)
 
     @contextmanager
@@ -92,34 +92,34 @@ class Joining:
     def _leave(self) -> None:
         """Let the living leave their groups; one that cannot, because it still waits for a dead peer, is killed."""
         self.joined = self.in_step = False
-        if self._met is None:
+        if self._joined_layout is None:
             return
-        living = sorted(self._crew.processes.keys() - self._crew.dead)
+        living = sorted(self._pool.processes.keys() - self._pool.dead)
         with suppress(RankError):
             leave = dict.fromkeys(living, ("leave",))
-            self._crew.ask(leave, layout=self._met, phase="leave", timeout_s=LEAVE_LIMIT_S)
+            self._pool.ask(leave, layout=self._joined_layout, phase="leave", timeout_s=LEAVE_LIMIT_S)
 
     def _start(self, ranks: list[int], layout: Layout) -> None:
         own = {rank: self._own_env(rank) for rank in ranks}
-        self._crew.fill(ranks, self._cluster.start(len(ranks), env=self._common_env()))
+        self._pool.fill(ranks, self._cluster.start(len(ranks), env=self._common_env()))
         self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, own[rank]) for rank in ranks}, layout)
 
-    def _join(self, layout: Layout, placement: Placement) -> None:
+    def _init_groups(self, layout: Layout, placement: Placement) -> None:
         self.joined = self.in_step = False
         self.joins += 1
         size = layout.world_size
-        self._ask(dict.fromkeys(range(size, len(self._crew.processes)), ("leave",)), layout)
+        self._ask(dict.fromkeys(range(size, len(self._pool.processes)), ("leave",)), layout)
         [store] = self._ask({0: ("host_store", self._store_address(size))}, layout)
-        seats = {rank: self._seat(rank, layout, placement, store) for rank in range(size)}
-        self._ask({rank: ("join", seat) for rank, seat in seats.items()}, layout)
-        self._met, self.joined, self.in_step = layout, True, True
+        seats = {rank: self._assignment(rank, layout, placement, store) for rank in range(size)}
+        self._ask({rank: ("join", assignment) for rank, assignment in seats.items()}, layout)
+        self._joined_layout, self.joined, self.in_step = layout, True, True
 
     def _ask(self, calls: Mapping[int, tuple], layout: Layout) -> list:
-        return self._crew.ask(calls, layout=layout, phase="start", timeout_s=self._start_timeout_s)
+        return self._pool.ask(calls, layout=layout, phase="start", timeout_s=self._start_timeout_s)
 
     def _store_address(self, size: int) -> str | None:
         """Loopback where all ranks are on this machine; else whatever rank 0's machine calls itself."""
-        processes = [self._crew.processes[rank] for rank in range(size)]
+        processes = [self._pool.processes[rank] for rank in range(size)]
         hosts = sorted({process.host for process in processes})
         if self._fabric == "host" and len(hosts) > 1:
             raise Refused(
@@ -135,8 +135,8 @@ class Joining:
     def _own_env(self, rank: int) -> dict[str, str]:
         return require_strings(self._env(rank)) if callable(self._env) else {}
 
-    def _seat(self, rank: int, layout: Layout, placement: Placement, store: tuple[str, int]) -> Seat:
-        return Seat(
+    def _assignment(self, rank: int, layout: Layout, placement: Placement, store: tuple[str, int]) -> RankAssignment:
+        return RankAssignment(
             index=rank,
             layout=layout,
             fabric=self._fabric,

@@ -17,10 +17,10 @@ import psutil
 
 from mnnvl_lab.errors import RankError, Refused
 from mnnvl_lab.processes.ownership import OwnedDirectory, alive, end, wait_until_gone
-from mnnvl_lab.ranks.resources import created, temporary_dir
+from mnnvl_lab.ranks.arguments import created, temporary_dir
 
 if TYPE_CHECKING:
-    from mnnvl_lab.ranks.warden import Warden
+    from mnnvl_lab.processes.reaper_client import Reaper
 
 CONTROL = "nvidia-cuda-mps-control"
 LIMIT_S = 10.0
@@ -39,7 +39,7 @@ class MpsDaemon:
         Refused: the daemon is not installed. RankError: it did not start.
     """
 
-    def __init__(self, *, ranks_per_gpu: int, guard: Warden | None = None):
+    def __init__(self, *, ranks_per_gpu: int, guard: Reaper | None = None):
         if shutil.which(CONTROL) is None:
             raise Refused(
                 f"{CONTROL} is not on PATH: fabric shared_gpu needs CUDA's MPS daemon; install the NVIDIA driver's "
@@ -122,7 +122,7 @@ class GpuSharing:
         guard: told of the daemon's processes and directory, to clean up if this process is killed.
     """
 
-    def __init__(self, guard: Warden):
+    def __init__(self, guard: Reaper):
         self._guard, self._daemon, self._ranks_per_gpu, self._owner = guard, None, 0, os.getpid()
         self._processes: list[psutil.Process] = []
 

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.hang import HangReport
+from mnnvl_lab.hang.detect import ROUND_LIMIT_S
+from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.postmortem import Verdict
-from mnnvl_lab.postmortem.stall import ROUND_LIMIT_S
 from mnnvl_lab.progress import Progress
 from mnnvl_lab.ranks.arguments import (
     require_environment,
@@ -22,14 +23,13 @@ from mnnvl_lab.ranks.arguments import (
     require_seconds,
 )
 from mnnvl_lab.ranks.cluster import Cluster
-from mnnvl_lab.ranks.crew import Crew
-from mnnvl_lab.ranks.gpus import count_visible_gpus
+from mnnvl_lab.ranks.gpu_placement import Placement, place, require_fabric
 from mnnvl_lab.ranks.interrupts import DELAY_S, hold_interrupts, shown_step
 from mnnvl_lab.ranks.joining import Environment, Joining
-from mnnvl_lab.ranks.kernels import compile_missing
+from mnnvl_lab.ranks.kernel_build import compile_missing
 from mnnvl_lab.ranks.launchers import require_launcher
 from mnnvl_lab.ranks.mps import GpuSharing
-from mnnvl_lab.ranks.placement import Placement, place, require_fabric
+from mnnvl_lab.ranks.pool import RankPool
 
 
 class Ranks:
@@ -83,9 +83,9 @@ class Ranks:
         try:
             with hold_interrupts():  # until all that is there can be closed
                 self._cluster = Cluster(**cluster)
-                self._crew, self._sharing = Crew(self._cluster), GpuSharing(self._cluster.guard)
+                self._pool, self._sharing = RankPool(self._cluster), GpuSharing(self._cluster.guard)
                 limits = {"start_timeout_s": cluster["start_timeout_s"]}
-                self._joining = Joining(self._cluster, self._crew, self._sharing, fabric=self.fabric, env=env, **limits)
+                self._joining = Joining(self._cluster, self._pool, self._sharing, fabric=self.fabric, env=env, **limits)
                 self._closer = weakref.finalize(self, _close, self._cluster, self._sharing)  # also at Python's exit
             self._joining.bring_up(self.layout, self._placement)
         except BaseException:
@@ -102,7 +102,7 @@ class Ranks:
         self.close()
 
     def __repr__(self):
-        state = "closed" if self.closed else f"dead: {sorted(self._crew.dead) or 'none'}"
+        state = "closed" if self.closed else f"dead: {sorted(self._pool.dead) or 'none'}"
         return f"Ranks({self.layout.arithmetic} = {self.size}, {self.fabric}, {state})"
 
     @property
@@ -128,12 +128,12 @@ class Ranks:
     @property
     def output(self) -> list[str]:
         """What each rank printed in the last call."""
-        return self._crew.output
+        return self._pool.output
 
     @property
     def errors(self) -> list[str]:
         """What each rank wrote to stderr in the last call."""
-        return self._crew.errors
+        return self._pool.errors
 
     def run(
         self,
@@ -169,7 +169,7 @@ class Ranks:
         with self._step(f"{fn.__name__} on {len(ranks)} ranks"):
             self._joining.make_ready(self.layout, self._placement, renew=only is None)
             with self._joining.watched():
-                return self._crew.ask(calls, layout=self.layout, phase=fn.__name__, **limits)
+                return self._pool.ask(calls, layout=self.layout, phase=fn.__name__, **limits)
 
     def use(self, layout: Layout) -> None:
         """Take another layout on the same processes. More ranks start more; spare ones stay idle.
@@ -209,7 +209,7 @@ class Ranks:
             Refused: the layout has no such rank, or the ranks are closed.
         """
         self.require_open()
-        self._crew.kill([require_rank(rank, self.size)])
+        self._pool.kill([require_rank(rank, self.size)])
 
     def stacks(self) -> list[str]:
         """Each rank's Python stack, also of those that hang, even inside C code; empty for ranks on other machines.
@@ -218,16 +218,16 @@ class Ranks:
             Refused: the ranks are closed.
         """
         self.require_open()
-        return self._crew.stacks(range(self.size))
+        return self._pool.stacks(range(self.size))
 
-    def examine(self) -> Verdict:
+    def examine(self) -> HangReport:
         """What each rank is doing and whom it waits for, read from outside; also while a call hangs.
 
         Raises:
             Refused: the ranks are closed.
         """
         self.require_open()
-        return self._crew.examine(self.layout)
+        return self._pool.examine(self.layout)
 
     def close(self) -> None:
         """End every process, remove every file. Idempotent; an interrupt waits until it is done."""
@@ -236,7 +236,7 @@ class Ranks:
                 self._closer()
 
     def _step(self, text: str) -> AbstractContextManager[None]:
-        return shown_step(lambda: self._crew.dead, text, progress=self.progress)
+        return shown_step(lambda: self._pool.dead, text, progress=self.progress)
 
 
 def _place(layout: Layout, fabric: str) -> Placement:

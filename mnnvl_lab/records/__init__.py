@@ -5,14 +5,13 @@ stored in their place.
 """
 
 from mnnvl_lab.records.appender import Appender
-from mnnvl_lab.records.asides import load_aside, save_aside
-from mnnvl_lab.records.columns import COLUMNS, POINT_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Column, require_column
 from mnnvl_lab.records.compare import compare, is_different
 from mnnvl_lab.records.digest import protection_of
-from mnnvl_lab.records.files import done_points, load, point_key, save
+from mnnvl_lab.records.files import done_points, load, load_auxiliary, point_key, save, save_auxiliary
 from mnnvl_lab.records.provenance import describe, measured_rates, provenance
+from mnnvl_lab.records.schema import COLUMNS, POINT_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Column, require_column
 from mnnvl_lab.records.statistics import slowest_rank, summary
-from mnnvl_lab.records.tables import join, new_table, provenance_of
+from mnnvl_lab.records.table import join, new_table, provenance_of
 
 __all__ = [
     "COLUMNS",
@@ -27,7 +26,7 @@ __all__ = [
     "is_different",
     "join",
     "load",
-    "load_aside",
+    "load_auxiliary",
     "measured_rates",
     "new_table",
     "point_key",
@@ -36,7 +35,7 @@ __all__ = [
     "provenance_of",
     "require_column",
     "save",
-    "save_aside",
+    "save_auxiliary",
     "slowest_rank",
     "summary",
 ]

@@ -14,7 +14,7 @@ import pandas as pd
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.records import journal
 from mnnvl_lab.records.files import keys_of, naming, save, tables_in, to_bytes
-from mnnvl_lab.records.tables import join, new_table, parts_of, provenance_of, require_one_origin, require_provenance
+from mnnvl_lab.records.table import join, new_table, parts_of, provenance_of, require_one_origin, require_provenance
 
 
 class Appender:

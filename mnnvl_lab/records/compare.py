@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError, Refused, shown
-from mnnvl_lab.records.columns import POINT_COLUMNS
-from mnnvl_lab.records.rank_test import least_p, p_value, ratio_interval
-from mnnvl_lab.records.statistics import slowest_rank
-from mnnvl_lab.records.tables import provenance_of
+from mnnvl_lab.records.schema import POINT_COLUMNS
+from mnnvl_lab.records.statistics import least_p, p_value, ratio_interval, slowest_rank
+from mnnvl_lab.records.table import provenance_of
 
 ALPHA = 0.01
 """Chance of calling two equal distributions different."""

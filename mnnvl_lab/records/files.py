@@ -1,4 +1,4 @@
-"""Record files: Parquet with the provenance inside, written whole or not at all, and refused when anything is off."""
+"""Files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,15 +8,33 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import IO
+from uuid import uuid4
 
 import pandas as pd
 
 from mnnvl_lab.errors import RecordError
 from mnnvl_lab.records import journal
-from mnnvl_lab.records.atomic import replacing
-from mnnvl_lab.records.columns import POINT_COLUMNS, SCHEMA
 from mnnvl_lab.records.digest import DIGEST, digest, verify
-from mnnvl_lab.records.tables import ATTRIBUTE, conform, join, new_table, provenance_of, require_provenance
+from mnnvl_lab.records.schema import POINT_COLUMNS, SCHEMA
+from mnnvl_lab.records.table import ATTRIBUTE, conform, join, new_table, provenance_of, require_provenance
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, text: bool = False) -> Iterator[IO]:
+    """A file that takes the place of `path` when the block ends well: a reader finds the old one or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("x" if text else "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
 
 KEY_COLUMNS = tuple(name for name in POINT_COLUMNS if name not in ("phase", "ep_group"))
 """What names a point of a sweep; its phases and EP groups are measured together."""
@@ -146,3 +164,50 @@ def _require_origin(content: BytesIO) -> None:
     stored = (parquet.read_schema(content).metadata or {}).get(b"PANDAS_ATTRS", b"{}")
     attrs = json.loads(stored)
     require_provenance(attrs.get(ATTRIBUTE) if isinstance(attrs, Mapping) else None)
+
+
+KIND = "mnnvl_lab_kind"
+
+
+def save_auxiliary(table: pd.DataFrame, path: str | os.PathLike, *, kind: str) -> Path:
+    """Write a table with its provenance and its kind inside, atomically, as Parquet.
+
+    Args:
+        kind: what the table is, such as `links` or `memory`; `load_auxiliary` asks for it.
+
+    Raises:
+        RecordError: the table does not say where it comes from.
+    """
+    provenance = require_provenance(provenance_of(table)) | {"schema": SCHEMA}
+    ready = _as_read(table)
+    ready.attrs = {ATTRIBUTE: provenance, KIND: kind, DIGEST: digest(ready, provenance)}
+    with replacing(path) as file:
+        ready.to_parquet(file, engine="pyarrow", index=False, write_page_checksum=True)
+    return Path(path)
+
+
+def load_auxiliary(path: str | os.PathLike, *, kind: str) -> pd.DataFrame:
+    """Read what `save_auxiliary` wrote.
+
+    Raises:
+        RecordError: no such file, damaged, another kind, or without provenance.
+    """
+    content = read(path)
+    with naming(path, content):
+        table = pd.read_parquet(BytesIO(content), engine="pyarrow", page_checksum_verification=True)
+        found, stored = table.attrs.get(KIND), table.attrs.get(DIGEST)
+        if found != kind:
+            raise RecordError(f"holds {found or 'something else'}, not {kind}; name another file")
+        provenance = require_provenance(table.attrs.get(ATTRIBUTE))
+        verify(table, provenance, stored)
+    table.attrs = {ATTRIBUTE: provenance} | ({DIGEST: stored} if stored else {})
+    return table
+
+
+def _as_read(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the types that it has when it is read back, such as numbers for a column with gaps."""
+    bare = table.copy()
+    bare.attrs = {}
+    content = BytesIO()
+    bare.to_parquet(content, engine="pyarrow", index=False)
+    return pd.read_parquet(content, engine="pyarrow")

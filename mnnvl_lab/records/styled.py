@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import choose
-from mnnvl_lab.records.columns import COLUMNS, OPTIONS, POINT_COLUMNS, SIZES
+from mnnvl_lab.notebook import readable_bytes
+from mnnvl_lab.records.schema import COLUMNS, OPTIONS, POINT_COLUMNS, SIZES
 from mnnvl_lab.records.statistics import summary
 from mnnvl_lab.records.table_styles import STYLES, Field
-from mnnvl_lab.show import readable_bytes
 
 STATISTICS = ("p50_us", "interval", "p90_us", "p99_us", "min_us", "n")
 """What is shown of a summary, in order, unless `columns` says otherwise."""

@@ -1,14 +1,4 @@
-"""The one interface of every transport: open, dispatch, combine, close.
-
-Shapes: R ranks of the EP group, T tokens of a rank, M tokens of the fullest rank, K top_k, E experts, H hidden.
-
-A transport is collective: all ranks of the EP group call the same methods in the same order. All find together, in
-`admit`, what is wrong with an input, before a byte is sent; so `dispatch` of an admitted batch can be timed.
-
-Where offsets in the workspace follow M (one-sided), a round of another size than the one before could write over rows
-that a slower rank still pulls, since no barrier follows combine. Before such a round `dispatch` lets the active ranks
-meet, and `enqueue_dispatch`, which cannot wait, refuses it; rounds of one size cost nothing extra.
-"""
+"""Rows as bytes: what moves them must not care what they mean."""
 
 from __future__ import annotations
 
@@ -18,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.transport.checks import agree, batch_problem, check_exchange, partials_problem, signature
-from mnnvl_lab.transport.exchange import Batch, Exchange, Received
-from mnnvl_lab.transport.meeting import active_group, leaves_out_ranks, moved_problem
+from mnnvl_lab.exchange import Batch, Exchange, Received
+from mnnvl_lab.model import Part
+from mnnvl_lab.ranks.rank import Group, Rank
+from mnnvl_lab.transport.validation import agree, batch_problem, check_exchange, partials_problem, signature
 
 if TYPE_CHECKING:
     import torch
@@ -29,15 +22,76 @@ if TYPE_CHECKING:
     from mnnvl_lab.ranks.rank import Rank
 
 
+def as_bytes(rows: torch.Tensor) -> torch.Tensor:
+    """uint8 `[T, row_bytes]`, the same memory."""
+    if rows.numel():
+        return rows.view(torch.uint8)
+    return torch.empty(rows.shape[0], rows.shape[1] * rows.element_size(), dtype=torch.uint8, device=rows.device)
+
+
+def as_e4m3(rows: torch.Tensor) -> torch.Tensor:
+    """fp8 e4m3 without a scale, saturating, as `cvt.rn.satfinite` casts; torch alone makes NaN of what is beyond."""
+    limit = torch.finfo(torch.float8_e4m3fn).max
+    return rows.float().clamp(-limit, limit).to(torch.float8_e4m3fn)
+
+
+def typed(rows: torch.Tensor, part: Part) -> torch.Tensor:
+    """`[T, width]` of the part's dtype, the same memory as its bytes."""
+    dtype = getattr(torch, part.dtype)
+    return rows.view(dtype) if rows.numel() else torch.empty(len(rows), part.width, dtype=dtype, device=rows.device)
+
+
+class ReceiveBuffer:
+    """Memory that rows arrive in, kept from round to round: taking fresh pages would cost more than the copy."""
+
+    def __init__(self):
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def rows(self, count: int, row_bytes: int) -> torch.Tensor:
+        """uint8 `[count, row_bytes]`; the same memory at every call, with whatever it held."""
+        if self._bytes.numel() < count * row_bytes:
+            self._bytes = torch.empty(count * row_bytes, dtype=torch.uint8)
+        return self._bytes[: count * row_bytes].view(count, row_bytes)
+
+
+def leaves_out_ranks(batch: Batch, ep_size: int) -> bool:
+    """Whether a rank mask keeps some rank out of this round."""
+    return batch.active_ranks is not None and len(set(batch.active_ranks)) < ep_size
+
+
+def active_group(rank: Rank, batch: Batch) -> Group:
+    """The EP group, or the active ranks of it alone: those that a mask leaves out may be dead and could not answer.
+
+    Only the active ranks connect, at the first use; later calls return the same group.
+    """
+    group = rank.group("ep")
+    if not leaves_out_ranks(batch, group.size):
+        return group
+    ranks = tuple(group.ranks[ep_rank] for ep_rank in sorted(set(batch.active_ranks)))
+    name = f"ep, active ranks {', '.join(map(str, ranks))}"
+    if name not in rank.groups:
+        rank.groups[name] = Group(name=name, ranks=ranks, member=rank.index, fabric=rank.fabric)
+    return rank.groups[name]
+
+
+def moved_problem(wanted: int, laid_out_for: int | None) -> str:
+    """Why a round cannot be enqueued before its ranks have met."""
+    before = "no size has been agreed on yet" if laid_out_for is None else f"ranks last agreed on {laid_out_for}"
+    return (
+        f"runtime_max_tokens is {wanted} but {before}: regions move with it, and rows would land where a slower rank "
+        "may still pull; call meet(batch) on all active ranks first, or dispatch(batch), which does"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Admitted:
+class Validated:
     """A batch that all ranks found right."""
 
     batch: Batch
 
 
-def bare(batch: Batch | Admitted) -> Batch:
-    return batch.batch if isinstance(batch, Admitted) else batch
+def bare(batch: Batch | Validated) -> Batch:
+    return batch.batch if isinstance(batch, Validated) else batch
 
 
 class Transport(ABC):
@@ -75,7 +129,7 @@ class Transport(ABC):
     def ep_rank(self) -> int:
         return self.group.rank
 
-    def admit(self, batch: Batch) -> Admitted:
+    def validate(self, batch: Batch) -> Validated:
         """Check a batch on all ranks together: either all admit it or all refuse it.
 
         Raises:
@@ -84,9 +138,9 @@ class Transport(ABC):
         self._agree(batch, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
         if self._laid_out_for is None and not leaves_out_ranks(batch, self.ep_size):
             self._laid_out_for = batch.runtime_max_tokens
-        return Admitted(batch=batch)
+        return Validated(batch=batch)
 
-    def meet(self, batch: Batch | Admitted) -> None:
+    def meet(self, batch: Batch | Validated) -> None:
         """Wait until all active ranks have pulled their last rows and agree on the size of the next round.
 
         `dispatch` calls this where it is due: where `runtime_max_tokens` differs from the round before. Call it before
@@ -101,17 +155,17 @@ class Transport(ABC):
         agree(active_group(self.rank, batch), signature(batch), None)
         self._laid_out_for = batch.runtime_max_tokens
 
-    def prepare(self, batch: Batch | Admitted) -> None:
+    def prepare(self, batch: Batch | Validated) -> None:
         """Exchange counts and routing ahead of `dispatch`, where the mode has that phase; `dispatch` does it if due."""
         if "prepare" in self.phases:
             self._require("idle", "prepare")
-            self._prepared_for = bare(batch if isinstance(batch, Admitted) else self.admit(batch))
+            self._prepared_for = bare(batch if isinstance(batch, Validated) else self.validate(batch))
             self.enqueue_prepare(self._prepared_for)
 
-    def dispatch(self, batch: Batch | Admitted) -> Received:
+    def dispatch(self, batch: Batch | Validated) -> Received:
         """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
         with self._moving("idle", "dispatched", "dispatch"):
-            admitted = batch if isinstance(batch, Admitted) else self.admit(batch)
+            admitted = batch if isinstance(batch, Validated) else self.validate(batch)
             self.active = admitted.batch.active_ranks
             if self._moves(admitted.batch):
                 self.meet(admitted.batch)
@@ -138,14 +192,14 @@ class Transport(ABC):
             self._agree(self._sent, {}, partials_problem(partials, *form) or self._misplaced(partials))
             return self._combine(partials)
 
-    def enqueue_prepare(self, batch: Batch | Admitted) -> None:  # noqa: B027 most modes have no such phase
+    def enqueue_prepare(self, batch: Batch | Validated) -> None:  # noqa: B027 most modes have no such phase
         """The bare phase, for clocks and CUDA graphs: nothing is checked, no state kept, no wait for a device.
 
         The caller has admitted the batch, calls the phases in turn and on all ranks. A transport on GPUs only launches
         kernels here, and can be captured; one on the host has done the work when it returns.
         """
 
-    def enqueue_dispatch(self, batch: Batch | Admitted) -> None:
+    def enqueue_dispatch(self, batch: Batch | Validated) -> None:
         """Like `enqueue_prepare`, which the caller calls first where the mode has that phase.
 
         Raises:
@@ -204,7 +258,7 @@ class Transport(ABC):
     def close(self) -> None:
         """Give back everything that `open` took. Idempotent."""
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Like `close`, after an error: waits for no other rank, since those may be elsewhere or dead."""
         self.close()
 
@@ -217,7 +271,7 @@ class Transport(ABC):
             self.close()
         else:  # its phase is the one to know
             self.rank.report(error)
-            self.abandon()
+            self.abort()
 
     def _prepare_if_due(self, batch: Batch) -> None:
         if "prepare" in self.phases and self._prepared_for is not batch:

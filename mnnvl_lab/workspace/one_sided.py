@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.workspace.region import Region, align_up, require_at_least
+from mnnvl_lab.workspace.mnnvl import Region, align_up, require_at_least
 
 ALIGNMENT_BYTES = 128  # kCachelineAlignment
 TOP_K_SLOTS = 22  # kMaxTopK: routing tables are reserved for it, whatever the router's top_k

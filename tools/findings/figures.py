@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.plots.look import BLUE, GREEN, ORANGE, PURPLE, RC, SKY, VERMILLION
+from mnnvl_lab.plots.style import BLUE, GREEN, ORANGE, PURPLE, RC, SKY, VERMILLION
 from tools.findings.results import poisson_interval
 
 if TYPE_CHECKING:

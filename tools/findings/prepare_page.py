@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mnnvl_lab.workspace.prepare_steps import fills_last_step
+from mnnvl_lab.workspace.two_sided import fills_last_step
 from tools.findings.results import machines, poisson_interval, prepares
 from tools.findings.two_sided_prepare import CONDITION, MENDED
 from tools.pages import markdown

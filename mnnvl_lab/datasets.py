@@ -1,0 +1,145 @@
+"""What comes with the source checkout and not with an installed package: recorded and published data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import pandas as pd
+
+from mnnvl_lab import datasets, records
+from mnnvl_lab.errors import RecordError, Refused
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+def require_data(found: bool, place: Path, what: str) -> None:
+    """Refuse where the data are not beside the package.
+
+    Args:
+        found: whether they are.
+        place: where they were looked for.
+        what: such as "the published tables".
+
+    Raises:
+        RecordError: with the remedy.
+    """
+    if not found:
+        raise RecordError(
+            f"{place}: no such file; {what} come with the source checkout, not with an installed package: "
+            "clone the repository and install it with `pip install --editable .`"
+        )
+
+
+def require_known(name: str, known: Iterable[str], what: str) -> None:
+    """Refuse a name that is not among those known, with near ones.
+
+    Raises:
+        Refused: names the near ones, else all.
+    """
+    known = list(known)
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise Refused(f"{what} {name!r} is not known: {hint}choose one of {', '.join(known)}")
+
+
+def recorded_names(*, folder: Path = datasets.DATA) -> list[str]:
+    """Every recorded table, in alphabetical order.
+
+    Raises:
+        RecordError: the package runs without its checkout.
+    """
+    found = sorted(path.stem for path in folder.glob("*.parquet"))
+    datasets.require_data(bool(found), folder, "recorded tables")
+    return found
+
+
+def load_recorded(name: str, *, kind: str | None = None, folder: Path = datasets.DATA) -> pd.DataFrame:
+    """The recorded table of that name, with its provenance in `attrs`.
+
+    Args:
+        name: one of `names()`.
+        kind: of a table that holds no samples of a sweep, such as `links` or `memory`.
+
+    Raises:
+        RecordError: the package runs without its checkout; the file is damaged, or of another kind.
+        Refused: no such table; near names are given.
+    """
+    datasets.require_known(name, recorded_names(folder=folder), "recorded table")
+    path = folder / f"{name}.parquet"
+    return records.load(path) if kind is None else records.load_auxiliary(path, kind=kind)
+
+
+FOLDER = datasets.DATA / "published"
+CHECKSUMS = "SHA256SUMS"
+
+NUMBERS = ("value", "plus_minus")
+COUNTS = ("devices", "ep_size", "tokens", "hidden", "experts", "top_k")
+WORDS = (
+    "quantity",
+    "phase",
+    "unit",
+    "percentile",
+    "mode",
+    "library",
+    "variant",
+    "device",
+    "format",
+    "clock",
+    "bandwidth_convention",
+    "routing",
+    "source",
+    "date",
+    "caveat",
+)
+
+
+def load_published(name: str | None = None, *, folder: Path = FOLDER) -> pd.DataFrame:
+    """The table of that name, one figure a row; without a name, which tables exist.
+
+    Args:
+        name: a name of the list.
+        folder: where the tables lie.
+
+    Returns:
+        Columns `NUMBERS` (float64), `COUNTS` (Int64, missing where the source does not say) and `WORDS` (empty where
+        it does not say); or, without a name, `name`, `rows`, `devices` and `sources`.
+
+    Raises:
+        RecordError: the package runs without its checkout, or a file is not what its checksum says.
+        Refused: no such table; near names are given.
+    """
+    known = _checksums(folder)
+    if name is None:
+        return pd.DataFrame([_entry(stem, _read(stem, known, folder)) for stem in known])
+    datasets.require_known(name, known, "published table")
+    return _read(name, known, folder)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    path = folder / CHECKSUMS
+    datasets.require_data(path.is_file(), path, "published tables")
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {Path(file).stem: digest for digest, file in lines}
+
+
+def _read(name: str, known: dict[str, str], folder: Path) -> pd.DataFrame:
+    path = folder / f"{name}.csv"
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != known[name]:
+        raise RecordError(f"{path}: missing, or not what {CHECKSUMS} says; restore it from the repository")
+    types = dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(COUNTS, "Int64") | dict.fromkeys(WORDS, "str")
+    table = pd.read_csv(path, dtype=types, na_values={column: [""] for column in (*NUMBERS, *COUNTS)})
+    return table.fillna(dict.fromkeys(WORDS, ""))
+
+
+def _entry(name: str, table: pd.DataFrame) -> dict[str, object]:
+    return {
+        "name": name,
+        "rows": len(table),
+        "devices": ", ".join(table["device"].unique()),
+        "sources": "; ".join(table["source"].unique()),
+    }

@@ -1,0 +1,141 @@
+"""Random rounds, some of them spoiled: each must come out right, or be refused by all ranks in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Exchange
+from mnnvl_lab.faults.invalid_inputs import InvalidInput, require_invalid_input
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.routing import Load, parse
+
+RIGHT, REFUSED = "right", "refused: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuzzCase:
+    """One exchange, some rounds on it, and what is spoiled.
+
+    Attributes:
+        mode, tokens, experts, top_k, hidden, format, combine_dtype, options, routing, seed: of an exchange and its
+            load, within the limits of the kernels. The workspace has room for one token per rank more.
+        rounds: right ones, with a seed each.
+        hazard: name of a `InvalidInput` that is tried after the first round, or None.
+        victim: ep_rank that brings it, where not all do.
+    """
+
+    mode: str
+    tokens: tuple[int, ...]
+    experts: int
+    top_k: int
+    hidden: int
+    format: str = "bf16"
+    combine_dtype: str = "bf16"
+    options: tuple[tuple[str, object], ...] = ()
+    routing: str = "uniform"
+    seed: int = 0
+    rounds: int = 2
+    invalid_input: str | None = None
+    target: int = 0
+
+    @property
+    def exchange(self) -> Exchange:
+        return Exchange(
+            mode=self.mode,
+            layout=Layout(dp=len(self.tokens)),
+            max_tokens=max(*self.tokens, 1) + 1,
+            hidden=self.hidden,
+            experts=self.experts,
+            top_k=self.top_k,
+            format=self.format,
+            combine_dtype=self.combine_dtype,
+            **dict(self.options),
+        )
+
+    def point(self, round_index: int) -> Point:
+        load = Load(routing=parse(self.routing), tokens=self.tokens, seed=self.seed + round_index)
+        return Point(exchange=self.exchange, load=load)
+
+
+def run_fuzz_cases(rank, trials: Sequence[FuzzCase], *, keep: bool = False) -> list[str]:
+    """Rank function: the outcome of each trial, `right`, `refused: ...` or `accepted`.
+
+    Args:
+        keep: whether each trial takes over the workspace of the one before, with whatever that left in it.
+
+    Raises:
+        WrongResult: a round came out wrong.
+    """
+    from mnnvl_lab.transport.host.shared_memory import keep_workspaces, release_workspaces
+
+    if keep:
+        keep_workspaces(rank)
+    try:
+        return [_outcome(rank, trial) for trial in trials]
+    finally:
+        release_workspaces(rank)
+
+
+def _outcome(rank, trial: FuzzCase) -> str:
+    invalid_input = require_invalid_input(trial.invalid_input) if trial.invalid_input else None
+    if invalid_input and invalid_input.exchange:
+        return _with_exchange(rank, trial, invalid_input)
+    return _with_rounds(rank, trial, invalid_input)
+
+
+def _brings(rank, trial: FuzzCase, invalid_input: InvalidInput) -> bool:
+    return invalid_input.everywhere or rank.group("ep").rank == trial.target
+
+
+def _with_exchange(rank, trial: FuzzCase, invalid_input: InvalidInput) -> str:
+    from mnnvl_lab.transport import open_transport
+
+    exchange = invalid_input.exchange(trial.exchange) if _brings(rank, trial, invalid_input) else trial.exchange
+    try:
+        open_transport(rank, exchange).close()
+    except Refused as refusal:
+        return f"{REFUSED}{refusal}"
+    return "accepted"
+
+
+def _with_rounds(rank, trial: FuzzCase, invalid_input: InvalidInput | None) -> str:
+    from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.workload import Work
+    from mnnvl_lab.transport import open_transport
+
+    outcome = RIGHT
+    with open_transport(rank, trial.exchange) as transport:
+        for index in range(trial.rounds):
+            work = Work.of(rank, trial.point(index))
+            checked_round(transport, work, work.batch())
+            if invalid_input and not index:
+                outcome = _spoiled_round(rank, transport, work, trial, invalid_input)
+    return outcome
+
+
+def _spoiled_round(rank, transport, work, trial: FuzzCase, invalid_input: InvalidInput) -> str:
+    """A refused round leaves the transport as it was, so that right ones may follow."""
+    brings, batch = _brings(rank, trial, invalid_input), work.batch()
+    try:
+        if invalid_input.batch:
+            transport.dispatch(invalid_input.batch(batch, trial.exchange) if brings else batch)
+        else:
+            partials = transport.partials_buffer(transport.dispatch(batch)).zero_()
+            transport.combine(invalid_input.partials(partials) if brings else partials)
+    except Refused as refusal:
+        if invalid_input.partials:
+            transport.combine(partials)
+        return f"{REFUSED}{refusal}"
+    return "accepted"
+
+
+def soften(trial: FuzzCase) -> FuzzCase:
+    """A trial whose hazard can show: there is room for one token or row fewer, and rows enough to lie apart."""
+    if trial.invalid_input is None:
+        return trial
+    if require_invalid_input(trial.invalid_input).partials is None:
+        return replace(trial, tokens=tuple(max(2, tokens) for tokens in trial.tokens))
+    return replace(trial, tokens=tuple(max(8, tokens) for tokens in trial.tokens), routing="balanced")

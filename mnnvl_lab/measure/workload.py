@@ -1,0 +1,122 @@
+"""What one rank sends and what its experts would make of what it receives, on the rank's own device.
+
+Every rank makes all its data from the seed, so nothing has to be communicated to check a result. The stand-in for the
+experts multiplies a row by a gain that depends on the experts chosen: cheap, and a wrong row or weight shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mnnvl_lab.exchange import Batch, Received
+from mnnvl_lab.measure.point import Point
+from mnnvl_lab.model import Part
+from mnnvl_lab.oracle import partial_factor, payload
+from mnnvl_lab.ranks.rank import Rank
+
+if TYPE_CHECKING:
+    from mnnvl_lab.transport.base import Transport
+
+FLOAT_ROWS = ("bfloat16", "float16", "float32")  # formats whose rows are numbers; others travel as bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One rank's side of a point.
+
+    Attributes:
+        point: what is measured.
+        ep_rank: whose side.
+        device: where the tensors live.
+        noise: the seeded vector of which every row is a window (`oracle.payload`).
+    """
+
+    point: Point
+    ep_rank: int
+    device: torch.device
+    noise: torch.Tensor
+
+    @classmethod
+    def of(cls, rank: Rank, point: Point) -> Work:
+        noise = torch.from_numpy(payload.noise(point.load.seed, point.exchange.hidden)).to(rank.device)
+        return cls(point=point, ep_rank=rank.group("ep").rank, device=rank.device, noise=noise)
+
+    @property
+    def experts_TK(self) -> np.ndarray:
+        x = self.point.exchange
+        return self.point.load.experts_TK(self.ep_rank, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
+
+    @property
+    def weights_TK(self) -> np.ndarray:
+        return self.point.load.weights_TK(self.ep_rank, top_k=self.point.exchange.top_k)
+
+    def tokens_of(self, rank: int) -> int:
+        """T of a rank."""
+        return self.point.load.tokens_R(self.point.exchange.ep_size)[rank]
+
+    def rows(self, rank: int, tokens: np.ndarray) -> torch.Tensor:
+        """Float32 `[len(tokens), H]`: what `rank` holds for these tokens, exact in bf16.
+
+        The torch twin of `oracle.payload.rows`: windows of the noise under a header.
+        """
+        starts = payload.starts(self.point.load.seed, rank, tokens)
+        rows = self.noise.unfold(0, self.point.exchange.hidden, 1)[self.on_device(starts)]
+        rows[:, : payload.HEADER_WIDTH] = self.on_device(payload.header(rank, tokens))
+        return rows
+
+    def on_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def batch(self) -> Batch:
+        """What this rank sends."""
+        return Batch(
+            payloads=self.payloads(self.ep_rank, np.arange(len(self.experts_TK))),
+            experts_TK=self.on_device(self.experts_TK),
+            weights_TK=self.on_device(self.weights_TK),
+            runtime_max_tokens=self.point.load.runtime_max,
+        )
+
+    def payloads(self, rank: int, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """The payload tensors that `rank` sends for these tokens, in the dispatch format."""
+        return tuple(
+            self._payload(part, index, rank, tokens) for index, part in enumerate(self.point.exchange.payload_parts)
+        )
+
+    def _payload(self, part: Part, index: int, rank: int, tokens: np.ndarray) -> torch.Tensor:
+        if index == 0 and part.dtype in FLOAT_ROWS:
+            return self.rows(rank, tokens).to(getattr(torch, part.dtype))
+        raw = payload.raw_bytes(
+            seed=self.point.load.seed, rank=rank, tokens=tokens, row_bytes=part.row_bytes, part=index
+        )
+        dtype = getattr(torch, part.dtype)
+        rows = self.on_device(raw)
+        return rows.view(dtype) if len(tokens) else torch.empty(0, part.width, dtype=dtype, device=self.device)
+
+
+def fake_experts(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:
+    """The experts' stand-in: `[rows, H]` partial sums in `combine_dtype`, written where `combine` wants them.
+
+    Args:
+        tokens_of: for each source, the token of every row it sent, in the order received (`check.check_received`).
+    """
+    partials = transport.partials_buffer(received)
+    for source, tokens in enumerate(tokens_of):
+        block = received.block(source)
+        factor = received_factor(work, received.experts[block], received.weights[block])
+        partials[block] = (work.rows(source, tokens) * factor[:, None]).to(partials.dtype)
+    return partials
+
+
+def received_factor(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Float32 `[rows]`: what this rank's experts multiply received rows by, from the ids and weights received."""
+    x = work.point.exchange
+    ids, shares = experts.cpu().numpy(), weights.cpu().numpy()
+    foreign = ids == x.experts  # two-sided's prepare writes E over the choices that other ranks own
+    ids, shares = np.where(foreign, 0, ids), np.where(foreign, 0, shares)
+    factor = partial_factor(ids, shares, ep_rank=work.ep_rank, experts=x.experts, ep_size=x.ep_size)
+    return work.on_device(factor)

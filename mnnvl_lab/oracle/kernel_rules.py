@@ -1,0 +1,98 @@
+"""Where dispatch must bring each token: once to every rank that owns one of its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.oracle.payload import expert_factor
+
+
+def owners(experts_TK: np.ndarray, *, experts: int, ep_size: int) -> np.ndarray:
+    """int64, the shape of `experts_TK`: the rank that owns each expert.
+
+    Consecutive blocks, of which the first `experts % ep_size` hold one more: what `np.array_split` does. The transports
+    compute owners by `mnnvl_lab.layout` or in FlashInfer's kernels.
+
+    Raises:
+        Refused: an id outside `[0, experts)`.
+    """
+    ids_TK = np.asarray(experts_TK)
+    if ids_TK.size and not (0 <= ids_TK.min() and ids_TK.max() < experts):
+        raise Refused(
+            f"expert ids span {ids_TK.min()} to {ids_TK.max()}: the oracle knows those in [0, experts = {experts}); "
+            "look for the rank that made others of them"
+        )
+    blocks_R = [len(block) for block in np.array_split(np.arange(experts), ep_size)]
+    return np.repeat(np.arange(ep_size), blocks_R)[ids_TK]
+
+
+def target_ranks(
+    experts_TK: np.ndarray, *, experts: int, ep_size: int, active_ranks: Collection[int] | None = None
+) -> np.ndarray:
+    """int32 `[T, K]`: the target at the first choice that names a rank, -1 at later ones and at ranks left out.
+
+    `topk_target_ranks` of FlashInfer's workspace (moeAlltoAllKernels.cu, moeA2ADispatchKernel).
+    """
+    owner_TK = owners(experts_TK, experts=experts, ep_size=ep_size)
+    named_TR = np.zeros((len(owner_TK), ep_size), dtype=bool)
+    if active_ranks is not None:
+        named_TR[:, [r for r in range(ep_size) if r not in active_ranks]] = True
+    targets_TK = np.full(owner_TK.shape, -1, dtype=np.int32)
+    token_T = np.arange(len(owner_TK))
+    for k, owner_T in enumerate(owner_TK.T):
+        targets_TK[:, k] = np.where(named_TR[token_T, owner_T], -1, owner_T)
+        named_TR[token_T, owner_T] = True
+    return targets_TK
+
+
+def sent_tokens(targets_TK: np.ndarray, target: int) -> np.ndarray:
+    """int64, ascending: the tokens that a source with these targets sends to `target`."""
+    return np.flatnonzero((targets_TK == target).any(axis=1))
+
+
+def counts_RR(targets_by_source: Sequence[np.ndarray], *, ep_size: int) -> np.ndarray:
+    """int64 `[R, R]`: rows that each source sends to each target."""
+    return np.array([np.bincount(t[t >= 0], minlength=ep_size) for t in targets_by_source]).reshape(-1, ep_size)
+
+
+TREE_TOP_K = (1, 2, 4, 6, 8, 10, 16, 22)  # others (12, 14, 18) take the kernel's generic fallback, a plain loop
+
+Array = TypeVar("Array")
+
+
+def reduce_slots(slots: Sequence[Array]) -> Array:
+    """The sum of K slots in the kernel's grouping: neighbours pairwise, level by level, or one after the other.
+
+    The host transports find the same grouping by another way (`mnnvl_lab.transport.host.combine_sum.kernel_sum`).
+    Uses `+` alone, so it serves NumPy and torch alike. An odd slot out waits at the end for the next level.
+    """
+    level = list(slots)
+    if len(level) not in TREE_TOP_K:
+        level = [_sum_in_order(level)]
+    while len(level) > 1:
+        odd = level[len(level) // 2 * 2 :]
+        level = [left + right for left, right in zip(level[::2], level[1::2], strict=False)] + odd
+    return level[0]
+
+
+def partial_factor(
+    experts_TK: np.ndarray, weights_TK: np.ndarray, *, ep_rank: int, experts: int, ep_size: int
+) -> np.ndarray:
+    """float32 `[T]`: weight times gain, added up over those of a token's experts that `ep_rank` owns.
+
+    In slot order, product and sum rounded apart (no fused multiply-add); a choice that another rank owns adds 0.
+    """
+    mine_TK = owners(experts_TK, experts=experts, ep_size=ep_size) == ep_rank
+    terms_TK = np.where(mine_TK, weights_TK.astype(np.float32) * expert_factor(experts_TK), np.float32(0))
+    return _sum_in_order([np.zeros(len(terms_TK), dtype=np.float32), *terms_TK.T])
+
+
+def _sum_in_order(terms: Sequence[Array]) -> Array:
+    total, *rest = terms
+    for term in rest:
+        total = total + term
+    return total
