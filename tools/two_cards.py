@@ -22,7 +22,7 @@ def compared() -> pd.DataFrame:
     tables = [datasets.load_recorded(f"{OTHER}_{part}") for part in ("bf16", "fp8")]
     observations = [o for table in tables for o in lm.observations(table)]
     files = sorted(PREDICTIONS.glob("*.csv"))
-    return lm.judged(pd.concat(map(pd.read_csv, files)), observations)
+    return lm.evaluated(pd.concat(map(pd.read_csv, files)), observations)
 
 
 def two_cards() -> str:
