@@ -91,13 +91,13 @@ def left_by_bytes(what: str) -> float:
     return link_budget.parts(datasets.load_recorded(report_data.PAIR))[what]
 
 
-def factor(mode: str, tokens: str, *setting: str) -> float:
+def gain(mode: str, tokens: str, *setting: str) -> float:
     """Per cent of latency that a knob saves over its mode's default; negative where it costs."""
     return float(_knobs().loc[(mode, " ".join(setting), int(tokens)), "gain_percent"])
 
 
 def loss(mode: str, tokens: str, *setting: str) -> float:
-    return -factor(mode, tokens, *setting)
+    return -gain(mode, tokens, *setting)
 
 
 def saved_us(mode: str, tokens: str, *setting: str) -> float:
@@ -189,7 +189,7 @@ NUMBERS: Mapping[str, Callable[..., float]] = MappingProxyType(
             bias,
             error,
             floor,
-            factor,
+            gain,
             left_by_bytes,
             left_out,
             limit,
