@@ -266,6 +266,8 @@ class TestBadInput:
     def test_latencies_that_are_none_are_not_drawn_or_compared(self, latency_us, record, tmp_path, capsys):
         table = records.load(record)
         table.loc[3, "latency_us"] = latency_us
+        table.attrs.pop(DIGEST)
+        table.attrs[ATTRIBUTE] = table.attrs[ATTRIBUTE] | {"schema": 1}  # files that old had no digest
         spoiled = tmp_path / "spoiled.parquet"
         table.to_parquet(spoiled)  # past what `save` may refuse
         assert "spoiled.parquet" in refused(capsys, "plot", str(spoiled), "--out", str(tmp_path / "figures"))

@@ -221,6 +221,13 @@ def test_nothing_else_in_the_package_removes_trees_or_kills():
         ("processes/ownership.py", "shutil.rmtree(self.path, ignore_errors=True)")
     }
     # Children not yet waited for, psutil's processes (which it identifies by their start), and this process itself.
-    allowed = {"processes/ownership.py", "ranks/warden.py", "ranks/nursery.py", "ranks/cluster.py", "faults/death.py"}
-    through_cluster = {"ranks/crew.py", "ranks/joining.py", "ranks/ranks.py"}  # Crew.kill ends in Cluster.kill
+    allowed = {
+        "processes/ownership.py",
+        "processes/reaper_client.py",
+        "ranks/fork_server.py",
+        "ranks/cluster.py",
+        "ranks/kernel_build.py",
+        "faults/crashes.py",
+    }
+    through_cluster = {"ranks/pool.py", "ranks/joining.py", "ranks/ranks.py"}  # RankPool.kill ends in Cluster.kill
     assert {path for path, _ in found} <= allowed | through_cluster

@@ -1,5 +1,6 @@
 """Figures by their labels and the data of their artists; never by pixels."""
 
+import importlib
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
@@ -224,7 +225,7 @@ class TestLimits:
         assert self.bound_us(self.pair(), links=slower) == pytest.approx(2 * self.bound_us(self.pair()))
 
     def test_without_the_checkout_the_rates_are_those_on_paper(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(datasets, "names", partial(datasets.names, folder=tmp_path))
+        monkeypatch.setattr(datasets, "recorded_names", partial(datasets.recorded_names, folder=tmp_path))
         assert "nominal" in plots.lower_bounds(self.pair())["basis"].iloc[0]
 
     def test_several_machines_have_no_bound_in_common(self):
@@ -249,8 +250,9 @@ class TestLimits:
         def measure(*_, **__):
             raise AssertionError("a bound was measured")
 
-        monkeypatch.setattr("mnnvl_lab.records.provenance.memory_copy_gigabytes_per_s", measure)
-        monkeypatch.setattr("mnnvl_lab.records.provenance.find_gpus", measure)
+        provenance = importlib.import_module("mnnvl_lab.records.provenance")  # `records.provenance` is the function
+        monkeypatch.setattr(provenance, "memory_copy_gigabytes_per_s", measure)
+        monkeypatch.setattr(provenance, "find_gpus", measure)
         assert self.bound_us(self.pair()) > 0
 
 

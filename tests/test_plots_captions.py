@@ -103,7 +103,7 @@ class TestBounds:
 class TestWhoIsAhead:
     @pytest.mark.parametrize("modes", [["one_sided", "two_sided"], ["two_sided", "all_to_all"]])
     def test_grey_is_named_where_modes_change_places(self, ax, rounds, modes):
-        who_is_ahead.draw(rounds[(rounds["routing"] == "uniform") & rounds["mode"].isin(modes)], ax=ax)
+        who_is_ahead.fastest(rounds[(rounds["routing"] == "uniform") & rounds["mode"].isin(modes)], ax=ax)
         crossings = [patch for patch in ax.patches if patch.get_gid() == "crossing"]
         assert ("grey: where two change places" in caption(ax)) == bool(crossings)
         assert bool(crossings) == ("all_to_all" in modes)
@@ -143,7 +143,7 @@ class TestSamples:
     @pytest.mark.parametrize("ranks", [1, 4])
     def test_other_ranks_are_named_where_there_are_some(self, ax, ranks):
         table = records.new_table(samples(ranks=ranks, ep_size=ranks, tp=1, dp=ranks), origin())
-        every_sample.draw(table, ax=ax)
+        every_sample.every_sample(table, ax=ax)
         assert ("pale: other ranks" in caption(ax)) == (ranks > 1)
 
 

@@ -35,6 +35,7 @@ FLOW = (
     "prediction",
     "engines",
     "simulate",
+    "serving",
     "plots",
     "model_check",
     "processes",

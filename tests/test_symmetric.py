@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mnnvl_lab.errors import LabError, Refused, SmLimitFixed
-from mnnvl_lab.transport.flashinfer import memory, two_sided, upstream
+from mnnvl_lab.transport.flashinfer import memory as symmetric
+from mnnvl_lab.transport.flashinfer import two_sided, upstream
 from mnnvl_lab.transport.flashinfer.base import between, first_line, require_prediction, split_regions
 from mnnvl_lab.workspace import OneSidedWorkspace, TwoSidedWorkspace
 
@@ -46,19 +47,19 @@ def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     view = lambda self, dtype: torch.ones(self.group.size, self.size_bytes, dtype=torch.uint8).view(dtype)  # noqa: E731
-    monkeypatch.setattr(memory.SymmetricMemory, "view", view)
-    monkeypatch.setattr(memory, "comes_to_rest", lambda device: True)
+    monkeypatch.setattr(symmetric.SymmetricMemory, "view", view)
+    monkeypatch.setattr(symmetric, "comes_to_rest", lambda device: True)
     return opened
 
 
 def allocated(group):
-    return memory.SymmetricMemory(group, size_bytes=64, device=torch.device("cpu"))
+    return symmetric.SymmetricMemory(group, size_bytes=64, device=torch.device("cpu"))
 
 
 def test_backend_answers_flashinfers_protocol():
     from flashinfer.comm.mnnvl import all_ranks_agree
 
-    backend = memory.GroupBackend(FakeGroup(answers=[True, False]))
+    backend = symmetric.GroupBackend(FakeGroup(answers=[True, False]))
     assert (backend.Get_rank(), backend.Get_size()) == (1, 4)
     assert backend.Split(3, 0) is backend
     assert backend.bcast("x", 2) == ("x", 2)
@@ -67,23 +68,23 @@ def test_backend_answers_flashinfers_protocol():
 
 def test_upstreams_window_is_put_back_also_after_a_failure():
     memory = mnnvl.MnnvlMemory
-    before = {name: getattr(memory, name) for name in memory._WINDOW}
+    before = {name: getattr(memory, name) for name in symmetric._WINDOW}
 
     def allocate_in_vain():
-        with memory.own_window("ours"):
+        with symmetric.own_window("ours"):
             assert (memory.comm, memory.current_rank_stride) == ("ours", 0)
             memory.current_rank_stride, memory.dev_id = 512, 7
             raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
         allocate_in_vain()
-    assert {name: getattr(memory, name) for name in memory._WINDOW} == before
+    assert {name: getattr(memory, name) for name in symmetric._WINDOW} == before
 
 
 @pytest.mark.parametrize(("answers", "left"), [([False, False], False), ([None, False], None)])
 def test_all_ranks_probe_again_if_one_process_is_new(monkeypatch, answers, left):
     monkeypatch.setattr(mnnvl.MnnvlMemory, "_fabric_supported", False)
-    memory.forget_fabric_support(memory.GroupBackend(FakeGroup(answers=answers)))
+    symmetric.forget_fabric_support(symmetric.GroupBackend(FakeGroup(answers=answers)))
     assert mnnvl.MnnvlMemory._fabric_supported is left
 
 
@@ -125,13 +126,13 @@ def test_memory_is_abandoned_without_waiting_for_a_peer(driver):
 
 def test_memory_under_a_spinning_kernel_stays_until_the_process_ends(driver, monkeypatch):
     memory = allocated(FakeGroup())
-    monkeypatch.setattr(memory, "comes_to_rest", lambda device: False)
+    monkeypatch.setattr(symmetric, "comes_to_rest", lambda device: False)
     memory.abort()
     assert driver == {1 << 40: 4}
 
 
 def test_memory_goes_if_it_cannot_be_zeroed(driver, monkeypatch):
-    monkeypatch.setattr(memory.SymmetricMemory, "_zero", lambda self: 1 / 0)
+    monkeypatch.setattr(symmetric.SymmetricMemory, "_zero", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         allocated(FakeGroup())
     assert driver == {}

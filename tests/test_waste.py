@@ -64,7 +64,7 @@ def test_the_table_has_a_row_a_habit():
         [memory_overhead.sized_by_whole_batch(need()), memory_overhead.wide_combine(need())]
     )
     assert table["name"].tolist() == ["sized by the whole batch", "wide combine"]
-    assert (table["wasted_bytes"] == table["taken_bytes"] - table["needed_bytes"]).all()
+    assert (table["overhead_bytes"] == table["taken_bytes"] - table["needed_bytes"]).all()
 
 
 def exchange(**changed):

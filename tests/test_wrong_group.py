@@ -20,7 +20,7 @@ WORDS = {
 
 def test_a_layout_is_hit_where_tp_or_pcp_splits_what_dp_does_not_join():
     sizes = list(product((1, 2, 4), (1, 2, 3), (1, 2), (1, 2)))
-    table = wrong_group.affected([Layout(tp=tp, dp=dp, pcp=pcp, pp=pp) for tp, dp, pcp, pp in sizes])
+    table = wrong_group.affected_layouts([Layout(tp=tp, dp=dp, pcp=pcp, pp=pp) for tp, dp, pcp, pp in sizes])
     by_hand = [(dp > 1 or pcp > 1) and tp * pcp > 1 for tp, dp, pcp, _ in sizes]
     assert table["hit"].tolist() == by_hand
     assert table["same_group"].tolist() == [tp * pcp == 1 for tp, _, pcp, _ in sizes]

@@ -68,6 +68,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(table, args: argparse.Namespace) -> None:
     from mnnvl_lab.cli.figures import lines, save_all
-    from mnnvl_lab.plots import compare
+    from mnnvl_lab.plots import comparison
 
-    save_all(((f"comparison{name}", compare(part)) for name, part in lines(table)), args.out, args.type)
+    save_all(((f"comparison{name}", comparison(part)) for name, part in lines(table)), args.out, args.type)

@@ -115,8 +115,8 @@ def kept_after_growth(need: ExchangeShape, tokens: Sequence[int]) -> MemoryOverh
 
 
 def overhead_table(wastes: Sequence[MemoryOverhead]) -> pd.DataFrame:
-    """One row a habit: `name, what, taken_bytes, needed_bytes, wasted_bytes, share, because`."""
-    names = ("name", "what", "taken_bytes", "needed_bytes", "wasted_bytes", "share", "because")
+    """One row a habit: `name, what, taken_bytes, needed_bytes, overhead_bytes, share, because`."""
+    names = ("name", "what", "taken_bytes", "needed_bytes", "overhead_bytes", "share", "because")
     return pd.DataFrame([{name: getattr(waste, name) for name in names} for waste in wastes], columns=names)
 
 

@@ -104,7 +104,7 @@ def workspace_over(plan: Plan, *, mode: str = "one_sided", group: str = "dp") ->
     return WrongGroup(layout=plan.layout, group=chosen, right=right[choose(mode, right, "mode")])
 
 
-def affected(layouts: Iterable[Layout]) -> pd.DataFrame:
+def affected_layouts(layouts: Iterable[Layout]) -> pd.DataFrame:
     """Which layouts a workspace over the DP group hits; nothing is run.
 
     Returns:

@@ -114,7 +114,7 @@ def score(table: pd.DataFrame) -> pd.DataFrame:
     """Errors by mode, format and routing.
 
     Args:
-        table: as `judged` returns it.
+        table: as `evaluated` returns it.
 
     Returns:
         `GROUP`, then `points`, `median_percent` and `worst_percent` (of the sizes of the errors), `bias_percent` (the
