@@ -66,6 +66,7 @@ _NAMES = {
     "WorkspaceMismatch": "mnnvl_lab.errors",
     "WrongResult": "mnnvl_lab.errors",
     "check": "mnnvl_lab.notebook",
+    "glossary": "mnnvl_lab.glossary",
     "plan": "mnnvl_lab.planner",
     "predict": "mnnvl_lab.prediction",
     "read_engine": "mnnvl_lab.engines",

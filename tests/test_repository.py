@@ -30,6 +30,7 @@ FLOW = (
     "planner",
     "records",
     "datasets",
+    "glossary",
     "read_published",
     "analysis",
     "prediction",
