@@ -1,16 +1,17 @@
-"""What comes with the source checkout and not with an installed package: recorded and published data."""
+"""Data sets of the source checkout: recorded sweeps (`data/*.parquet`) and tables that others published.
+
+An installed package comes without them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
 
-from mnnvl_lab import datasets, records
-from mnnvl_lab.errors import RecordError, Refused
+from mnnvl_lab import records
+from mnnvl_lab.errors import RecordError, choose
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -33,47 +34,34 @@ def require_data(found: bool, place: Path, what: str) -> None:
         )
 
 
-def require_known(name: str, known: Iterable[str], what: str) -> None:
-    """Refuse a name that is not among those known, with near ones.
-
-    Raises:
-        Refused: names the near ones, else all.
-    """
-    known = list(known)
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise Refused(f"{what} {name!r} is not known: {hint}choose one of {', '.join(known)}")
-
-
-def recorded_names(*, folder: Path = datasets.DATA) -> list[str]:
+def recorded_names(*, folder: Path = DATA) -> list[str]:
     """Every recorded table, in alphabetical order.
 
     Raises:
         RecordError: the package runs without its checkout.
     """
     found = sorted(path.stem for path in folder.glob("*.parquet"))
-    datasets.require_data(bool(found), folder, "recorded tables")
+    require_data(bool(found), folder, "recorded tables")
     return found
 
 
-def load_recorded(name: str, *, kind: str | None = None, folder: Path = datasets.DATA) -> pd.DataFrame:
+def load_recorded(name: str, *, kind: str | None = None, folder: Path = DATA) -> pd.DataFrame:
     """The recorded table of that name, with its provenance in `attrs`.
 
     Args:
-        name: one of `names()`.
+        name: one of `recorded_names()`.
         kind: of a table that holds no samples of a sweep, such as `links` or `memory`.
 
     Raises:
         RecordError: the package runs without its checkout; the file is damaged, or of another kind.
         Refused: no such table; near names are given.
     """
-    datasets.require_known(name, recorded_names(folder=folder), "recorded table")
+    name = choose(name, recorded_names(folder=folder), "recorded table")
     path = folder / f"{name}.parquet"
     return records.load(path) if kind is None else records.load_auxiliary(path, kind=kind)
 
 
-FOLDER = datasets.DATA / "published"
+FOLDER = DATA / "published"
 CHECKSUMS = "SHA256SUMS"
 
 NUMBERS = ("value", "plus_minus")
@@ -98,11 +86,11 @@ WORDS = (
 
 
 def load_published(name: str | None = None, *, folder: Path = FOLDER) -> pd.DataFrame:
-    """The table of that name, one figure a row; without a name, which tables exist.
+    """The table of that name, one figure per row; without a name, the list of tables.
 
     Args:
         name: a name of the list.
-        folder: where the tables lie.
+        folder: where the tables are.
 
     Returns:
         Columns `NUMBERS` (float64), `COUNTS` (Int64, missing where the source does not say) and `WORDS` (empty where
@@ -115,13 +103,13 @@ def load_published(name: str | None = None, *, folder: Path = FOLDER) -> pd.Data
     known = _checksums(folder)
     if name is None:
         return pd.DataFrame([_entry(stem, _read(stem, known, folder)) for stem in known])
-    datasets.require_known(name, known, "published table")
+    name = choose(name, known, "published table")
     return _read(name, known, folder)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
     path = folder / CHECKSUMS
-    datasets.require_data(path.is_file(), path, "published tables")
+    require_data(path.is_file(), path, "published tables")
     lines = (line.split() for line in path.read_text().splitlines())
     return {Path(file).stem: digest for digest, file in lines}
 

@@ -13,8 +13,10 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.glossary import PAGE, glossary
 
 ROOT = Path(__file__).parents[1]
-ORDINARY = {"API", "CI", "CSV", "GIF", "HTML", "ID", "JSON", "OK", "PDF", "PID", "README", "SHA256", "SVG", "TMPDIR"}
-"""What any reader of English or of a shell knows, and names of files and variables."""
+ORDINARY = {"API", "CI", "CSV", "GIF", "HTML", "ID", "JSON", "OK", "PDF", "PID", "PNG", "README", "SHA256", "SVG"}
+"""What any reader of English or of a shell knows."""
+NAMES = {"AMD", "EPYC", "TMPDIR"}
+"""Of makers, products and variables."""
 SIGNALS = re.compile("SIG[A-Z0-9]+")
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|<[^>]+>", re.DOTALL)
 
@@ -23,7 +25,7 @@ def abbreviations(prose):
     """Words with two capital letters or more; EP8 is EP, GPUs is GPU, H100 names a product."""
     plain = CODE.sub(" ", prose)
     words = {re.sub(r"s$|\d+$", "", word) for word in re.findall(r"\b[A-Z][A-Z/]*[A-Z]\d*s?\b", plain)}
-    return {word for word in words if not SIGNALS.fullmatch(word)} - ORDINARY
+    return {word for word in words if not SIGNALS.fullmatch(word)} - ORDINARY - NAMES
 
 
 def pages():

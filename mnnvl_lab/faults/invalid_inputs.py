@@ -73,15 +73,16 @@ def with_stats(batch: Batch, exchange: Exchange) -> Batch:
 
 
 NO_RANK = (
-    "the target rank is computed from the id, unchecked, and is none: one-sided writes through a wild pointer "
-    "(KC, compute_target_rank_id), two-sided drops the choice without a word (PREP, computeCountAndSend)"
+    "the target rank is computed from the id, unchecked, and does not exist: one-sided writes through a wild pointer "
+    "(moeAlltoAllKernels.cu, compute_target_rank_id), two-sided drops the choice without a message "
+    "(trtllm_alltoall_prepare.cu, computeCountAndSend)"
 )
 TO_RANK_0 = (
-    "division in C truncates, so -1 / base is 0: the token goes to EP rank 0 without a word, all its negative choices "
-    "as one row (KC, compute_target_rank_id; PREP, computeCountAndSend; FlashInfer #4017). With one expert per rank "
-    "base is 1, and -1 is no rank"
+    "division in C truncates, so -1 / base is 0: the token goes to EP rank 0 without a message, all its negative "
+    "choices as one row (moeAlltoAllKernels.cu, compute_target_rank_id; trtllm_alltoall_prepare.cu, "
+    "computeCountAndSend; FlashInfer #4017). With one expert per rank base is 1, and no rank is -1"
 )
-OFFSETS = "each rank computes offsets by itself: rows land where nobody looks, silent NaN (SGLang #27945)"
+OFFSETS = "each rank computes offsets by itself: rows arrive where no rank reads them, silent NaN (SGLang #27945)"
 
 INVALID_INPUTS = (
     InvalidInput(
@@ -110,7 +111,7 @@ INVALID_INPUTS = (
     ),
     InvalidInput(
         name="more tokens than runtime_max_tokens",
-        unchecked="slots overflow into the rows of the next source rank (KC:497-545)",
+        unchecked="slots overflow into the rows of the next source rank (moeAlltoAllKernels.cu:497-545)",
         words=r"\d+ tokens but runtime_max_tokens is \d+: surplus rows would overwrite",
         batch=lambda batch, x: replace(batch, runtime_max_tokens=batch.runtime_max_tokens - 1),
         everywhere=True,
@@ -196,7 +197,8 @@ INVALID_INPUTS = (
     ),
     InvalidInput(
         name="partials of another dtype",
-        unchecked="fp8 without low-precision combine launches the bf16 kernel: twice the output's size is written (KC)",
+        unchecked="fp8 without low-precision combine launches the bf16 kernel: it writes twice the output's size "
+        "(moeAlltoAllKernels.cu)",
         words=r"partials are \[\d+, \d+\] of int8: ",
         partials=as_signed_bytes,
     ),
@@ -214,7 +216,8 @@ INVALID_INPUTS = (
     ),
     InvalidInput(
         name="a top_k without a kernel",
-        unchecked="refused only after prepare has moved the epoch: the workspace is out of step for good (KC:104-164)",
+        unchecked="refused only after prepare has advanced the epoch: the workspace stays out of step "
+        "(moeAlltoAllKernels.cu:104-164)",
         words="top_k is 5: the one-sided kernels are compiled for ",
         exchange=lambda x: replace(x, top_k=5),
         everywhere=True,
@@ -222,7 +225,7 @@ INVALID_INPUTS = (
     ),
     InvalidInput(
         name="a top_k beyond prepare's",
-        unchecked="refused only when the first round is prepared (PREP:540)",
+        unchecked="refused only when the first round is prepared (trtllm_alltoall_prepare.cu:540)",
         words="top_k is 33: the two-sided prepare kernel takes at most 32",
         exchange=lambda x: replace(x, top_k=33, experts=128 * x.ep_size),
         everywhere=True,
@@ -249,7 +252,7 @@ INVALID_INPUTS = (
     ),
     InvalidInput(
         name="experts that ranks cannot share evenly",
-        unchecked="integer division sends rows to wrong ranks (PREP)",
+        unchecked="integer division sends rows to wrong ranks (trtllm_alltoall_prepare.cu)",
         words=r"experts is \d+: the two-sided prepare kernel needs a multiple of 4",
         exchange=lambda x: replace(x, experts=x.experts + 1),
         everywhere=True,
@@ -265,7 +268,7 @@ INVALID_INPUTS = (
     ),
     InvalidInput(
         name="a row longer than a FIFO entry",
-        unchecked="zero rows fit an entry: an endless loop without a timeout (CUH)",
+        unchecked="zero rows fit an entry: an endless loop without a timeout (trtllm_alltoall.cuh)",
         words="extra 0 has 245776 bytes a row: .* at most 245760",
         exchange=lambda x: replace(x, extra_payload_bytes=(245_776,)),
         everywhere=True,
