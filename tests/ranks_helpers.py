@@ -26,7 +26,7 @@ class Shared(Kept):
     """One whose `close` would wait for other ranks."""
 
     def abort(self):
-        self.path.write_text("abandoned")
+        self.path.write_text("aborted")
 
 
 def running(pid):

@@ -161,7 +161,7 @@ def test_kept_objects_last_until_the_next_layout_and_are_closed_then(ranks, tmp_
     ranks.use(Layout(tp=4))
     assert ranks.run(on.kept) == [[]] * 4
     assert [(tmp_path / str(index)).read_text() for index in range(4)] == ["closed"] * 4
-    assert [(tmp_path / f"shared-{index}").read_text() for index in range(4)] == ["abandoned"] * 4
+    assert [(tmp_path / f"shared-{index}").read_text() for index in range(4)] == ["aborted"] * 4
 
 
 def test_segments_lie_in_a_private_directory(ranks):

@@ -103,13 +103,12 @@ def _transport(rank: Any) -> dict[str, object]:
         import torch
 
         torch.cuda.set_device(rank.device)  # a new thread begins at device 0
-    peek = getattr(transport, "peek_flags", dict)
     active = transport.active
     return {
         "mode": str(transport.mode),
         "peers": _integers(transport.group.ranks),
         "active": None if active is None else _integers(active),
-        "flags": {str(name): _numbers(name, values) for name, values in list(peek().items())},
+        "flags": {str(name): _numbers(name, values) for name, values in list(transport.read_flags().items())},
     }
 
 

@@ -267,7 +267,7 @@ class Rank:
 
         for kept in reversed(self.kept.values()):
             with suppress(Exception):
-                getattr(kept, "abandon", getattr(kept, "close", lambda: None))()
+                getattr(kept, "abort", getattr(kept, "close", lambda: None))()
         self.kept.clear()
         self.groups.clear()
         dist.destroy_process_group()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 
 from mnnvl_lab.errors import Refused
@@ -213,6 +214,10 @@ class Transport(ABC):
         """Like `enqueue_prepare`; the result goes into `output`, `[T, H]`, if it is given."""
         combined = self._combine(partials)
         return combined if output is None else output.copy_(combined)
+
+    def read_flags(self) -> dict[str, np.ndarray]:
+        """This rank's flags and counters by region, as they are now, from any thread; none without a workspace."""
+        return {}
 
     def note(self) -> str:
         return ""  # for the record: what the transport did beyond the protocol to stay right
