@@ -67,6 +67,7 @@ _NAMES = {
     "WrongResult": "mnnvl_lab.errors",
     "check": "mnnvl_lab.notebook",
     "glossary": "mnnvl_lab.glossary",
+    "explore": "mnnvl_lab.explorer.explore",
     "plan": "mnnvl_lab.planner",
     "predict": "mnnvl_lab.prediction",
     "read_engine": "mnnvl_lab.engines",
