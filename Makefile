@@ -7,8 +7,9 @@ JOBS   ?= 2
 # Further arguments of `make lab`, such as ARGS="--no-browser --port 8890". ROOT=1: run as root, as in a container.
 ARGS   ?=
 ROOT   ?=
+OPENED ?= notebooks/00-quickstart.ipynb
 
-.PHONY: quickstart test test-cluster lab notebooks bench soak lint clean
+.PHONY: quickstart test test-cluster test-browser lab explore notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
 	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
@@ -21,13 +22,19 @@ test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then th
 test-cluster: $(VENV)/.ready  ## ranks under Slurm and over SSH, on daemons that the tests start; skipped where they are not installed
 	$(BIN)/python -m pytest tests/cluster -rs
 
+test-browser: $(VENV)/.ready  ## the explorer in a real Chromium, driven by Playwright; skipped where these are not installed
+	$(BIN)/python -m pytest tests/browser -rs
+
 lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token; ARGS="..." are passed on
 	@case "$$(id -u) $(ROOT) $(ARGS)" in 0\ 1\ *|*--allow-root*|[1-9]*) ;; *) echo "make lab: you are root, and a notebook may run any command: \
 	work as another user, or allow it inside a container: make lab ROOT=1" >&2; exit 2;; esac
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) $(if $(filter 1,$(ROOT)),--allow-root) $(ARGS) notebooks/00-quickstart.ipynb
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) $(if $(filter 1,$(ROOT)),--allow-root) $(ARGS) $(OPENED)
+
+explore:  ## JupyterLab on the explorer: sliders for layout, model and load; ARGS and ROOT as for lab
+	@$(MAKE) --no-print-directory lab OPENED=notebooks/explore.ipynb ARGS="$(ARGS)" ROOT="$(ROOT)"
 
 notebooks: $(VENV)/.ready  ## run every notebook afresh and keep its scrubbed outputs
-	$(BIN)/python -m tools.notebooks refresh notebooks/*.ipynb
+	$(BIN)/python -m tools.notebooks refresh notebooks/[0-9]*.ipynb
 
 bench: $(VENV)/.ready  ## what the host transports and the lab itself cost, as tables
 	$(BIN)/python -m benchmarks

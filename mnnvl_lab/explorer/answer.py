@@ -55,18 +55,19 @@ def answer(setting: Setting, *, name: str = "grid") -> Answer:
 
 def headline(setting: Setting, problems: tuple[str, ...] = ()) -> Panel:
     """The answer in one line: fits or not, how long a round takes, and what dominates it."""
+    size = setting.tp * setting.dp * setting.pcp
+    first = f"EP {size} = DP {setting.dp} x PCP {setting.pcp} x TP {setting.tp}, {setting.tokens} tokens per rank"
     if problems:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
         alt = f"Impossible: {'; '.join(problems)}"
         listed = f'<b>Impossible as set:</b><ul style="margin:2px 0">{items}</ul>'
-        html = f'<div role="alert" style="color:{WARN}">{listed}</div>'
+        html = f'<div>{first}</div><div role="alert" style="color:{WARN}">{listed}</div>'
         return Panel(html=html, alt=alt)
-    layout, said = setting.layout, []
+    said = []
     for mode in setting.modes:
         one = next(r for r in setting.forecast.rounds if r.mode == mode and r.tokens == setting.tokens)
         fit = verdict(setting.plan, mode, setting.weights_bytes) if mode in ("one_sided", "two_sided") else ""
         said.append(f"<b>{NAMES[mode]}</b>: {_round(one)}; {escape(fit.partition(' ')[2])}")
-    first = f"EP {layout.ep_size} = {layout.arithmetic}, {setting.tokens} tokens per rank"
     basis = escape(setting.forecast.rounds[0].basis)
     html = f'<div>{first}<br>{"<br>".join(said)}<br><span style="font-size:11px;opacity:.75">{basis}</span></div>'
     return Panel(html=html, alt=first)

@@ -41,7 +41,7 @@ class Explorer(widgets.VBox):
         self.nearest_button = _button("", "set the controls to the nearest possible setting", self._take_nearest)
         self.run_button = _button("Run here", "measure this setting on this machine", self._run_here)
         self.code_button = _button("Copy as code", "show the lines that make these figures", self._show_code)
-        self.progress = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="220px", visibility="hidden"))
+        self.progress = widgets.IntProgress(min=0, max=1, layout=widgets.Layout(width="90px", visibility="hidden"))
         self.code = widgets.Textarea(rows=12, disabled=False, layout=widgets.Layout(width="100%", display="none"))
         self.engine = widgets.Dropdown(options=[NO_ENGINE, *READERS], description="engine")
         self.flags = widgets.Text(placeholder="its flags, then Enter", continuous_update=False)
@@ -92,7 +92,6 @@ class Explorer(widgets.VBox):
         self.nearest_button.layout.display = "" if possible else "none"
         if possible:
             self.nearest_button.description = f"Nearest possible: {difference(setting, possible)}"
-        self.run_button.disabled = bool(self.answer.problems)
         if self.code.layout.display != "none":
             self.code.value = code_of(setting)
 
@@ -154,13 +153,13 @@ class Explorer(widgets.VBox):
         view, row = self.views, widgets.HBox
         top = widgets.VBox([row([self.engine, self.flags]), view["engine"]])
         buttons = row([self.run_button, self.progress, self.code_button])
-        left = widgets.VBox([*self.controls.values(), buttons, view["said"]], layout=widgets.Layout(flex="0 0 auto"))
+        left = widgets.VBox([*self.controls.values(), buttons, view["said"]], layout=widgets.Layout(flex="0 0 345px"))
         upper = row([view["grid"], view["traffic"]], layout=widgets.Layout(flex_flow="row wrap"))
         lower = row([view["latency"], view["memory"]], layout=widgets.Layout(flex_flow="row wrap"))
         right = [view["headline"], self.nearest_button, lower, view["numbers"], upper, view["here"], self.code]
         body = row([left, widgets.VBox(right, layout=widgets.Layout(flex="1 1 auto"))])
-        for name in ("grid", "traffic", "latency", "memory"):
-            view[name].layout.min_width = "320px"
+        for name, width in (("grid", "440px"), ("traffic", "300px"), ("latency", "480px"), ("memory", "480px")):
+            view[name].layout.flex = f"1 1 {width}"
         return [top, body]
 
 

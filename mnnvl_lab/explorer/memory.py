@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mnnvl_lab.explorer.svg import FAINT, INK, LINE, QUIET, WARN, Panel, drawing, rect, text
+from mnnvl_lab.notebook import readable_bytes
 from mnnvl_lab.planner import Plan
-from mnnvl_lab.show import readable_bytes
 
 WEIGHTS, ONE_SIDED, TWO_SIDED = "#999999", "#0072B2", "#D55E00"
 LEFT, WIDTH, BAR, STEP = 84, 560, 24, 56
@@ -70,7 +70,7 @@ def _bar(plan: Plan, mode, weights: int, y: float, per_byte: float) -> list[str]
 def _words(plan: Plan, weights_bytes: int | None) -> str:
     known = "weights are not known" if weights_bytes is None else f"grey: weights {readable_bytes(weights_bytes)}"
     sizes = "  ".join(f"{mode.mode} {readable_bytes(mode.allocated_bytes)}" for mode in plan.modes if mode.parts)
-    return f"{known};  workspaces: {sizes};  activations and contexts not counted"
+    return f"{known}; workspaces: {sizes}; no activations"
 
 
 def _kv(plan: Plan, left_bytes: int) -> str:

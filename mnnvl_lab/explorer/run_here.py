@@ -108,7 +108,7 @@ def here_panel(table: pd.DataFrame | None) -> Panel:
             text(WIDTH - 62, y + 4, f"{number(row['p50_us'])} µs", size=11),
         ]
     is_host = (table["fabric"] == "host").any()
-    note = "host: CPU processes over shared memory; not NVLink's time" if is_host else "this machine's GPUs"
+    note = "host: CPU processes over shared memory; not the time of NVLink" if is_host else "this machine's GPUs"
     height = 34 + STEP * len(table) + 12
     body.append(text(0, height - 4, note, fill=QUIET, size=11))
     alt = "; ".join(f"{r['mode']} on {r['fabric']}: {r['p50_us']:.0f} µs" for r in table.to_dict("records"))

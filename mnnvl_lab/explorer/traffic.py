@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mnnvl_lab.explorer.svg import INK, LINE, QUIET, WARN, Panel, drawing, heat_image, rect, text
-from mnnvl_lab.show import readable_bytes
+from mnnvl_lab.notebook import readable_bytes
 
 NUMBERED = 8
 """Up to so many ranks each cell shows its rows."""
