@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class Screen(Protocol):
@@ -32,13 +33,13 @@ class Progress:
     """A line that says what is being done and for how long; a context manager.
 
     Args:
-        text: what is being done, such as `starting 4 ranks`.
+        text: what is being done, such as `starting 4 ranks`; or a function that says it at any time.
         done: what remains when it succeeded; nothing does by default, nor after an error.
         enabled: False for no output at all.
         delay_s: a step that ends within so many seconds shows nothing.
     """
 
-    def __init__(self, text: str, *, done: str = "", enabled: bool = True, delay_s: float = 0.0):
+    def __init__(self, text: str | Callable[[], str], *, done: str = "", enabled: bool = True, delay_s: float = 0.0):
         self._text, self._done, self._enabled, self._delay_s = text, done, enabled, delay_s
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._screen: Screen | None = None
@@ -80,7 +81,8 @@ class Progress:
         elapsed_s = time.monotonic() - self._began_s
         with self._lock:
             self._screen = self._screen or _screen()
-            self._screen.show(self._text if elapsed_s < TICK_S else f"{self._text}, {elapsed_s:.0f} s")
+            text = self._text() if callable(self._text) else self._text
+            self._screen.show(text if elapsed_s < TICK_S else f"{text}, {elapsed_s:.0f} s")
 
 
 class _Notebook:

@@ -227,6 +227,8 @@ def test_nothing_else_in_the_package_removes_trees_or_kills():
         "ranks/fork_server.py",
         "ranks/cluster.py",
         "ranks/kernel_build.py",
+        "ranks/remote.py",
+        "ranks/remote_server.py",
         "faults/crashes.py",
     }
     through_cluster = {"ranks/pool.py", "ranks/joining.py", "ranks/ranks.py"}  # RankPool.kill ends in Cluster.kill

@@ -6,6 +6,7 @@ its standard input:
     {"directory": {"parent": ..., "name": ..., "token": ...}}
     {"process": {"pid": ..., "started": ...}}
     {"marked": {"name": ..., "value": ...}}      processes with this environment variable
+    {"cancel": [...]}                            a command that gives a batch system's job back
     {"done": true}
 
 When the input ends, or its parent process is gone, it kills those processes with their children and removes those
@@ -17,11 +18,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
 from mnnvl_lab.processes.ownership import OwnedDirectory, end, end_marked, process_of
 
+CANCEL_LIMIT_S = 30.0
 PARENT_POLL_S = 1.0  # a forked child of the parent may keep the pipe open, so the parent itself is watched too
 
 
@@ -31,7 +34,7 @@ def clean_up(lines: Iterable[str]) -> list[str]:
     Returns:
         What was refused, and why.
     """
-    processes, marks, directories, refused = [], [], [], []
+    processes, marks, directories, commands, refused = [], [], [], [], []
     for line in lines:
         try:
             [(kind, what)] = json.loads(line).items()
@@ -41,6 +44,8 @@ def clean_up(lines: Iterable[str]) -> list[str]:
                 processes.append(process_of(int(what["pid"]), float(what["started"])))
             elif kind == "marked":
                 marks.append((str(what["name"]), str(what["value"])))
+            elif kind == "cancel":
+                commands.append([str(word) for word in what])
             else:
                 directories.append(OwnedDirectory(**what))
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # cut off, or not from this package
@@ -48,7 +53,17 @@ def clean_up(lines: Iterable[str]) -> list[str]:
     end(filter(None, processes))
     for name, value in marks:
         end_marked(name, value)
+    refused += filter(None, map(_cancelled, commands))
     return refused + [f"{d.path}: {reason}" for d in directories if (reason := d.remove())]
+
+
+def _cancelled(command: list[str]) -> str:
+    """Run it; says why it failed, or nothing."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CANCEL_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"what {command} gives back: {error}"
+    return f"what {command} gives back: {done.stderr.decode(errors='replace')}" if done.returncode else ""
 
 
 def lines_from(parent: int) -> Iterator[str]:

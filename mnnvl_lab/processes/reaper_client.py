@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -40,17 +40,21 @@ class Reaper:
         *,
         directories: Iterable[OwnedDirectory] = (),
         marked: Iterable[tuple[str, str]] = (),
+        cancel: Sequence[str] = (),
     ) -> None:
         """Have further processes killed and directories removed.
 
         Args:
             marked: environment variables, by name and value, that only processes to kill have: told before a process
                 starts, so that it is found also if this process dies before it can tell the pid.
+            cancel: a command that gives back what was asked of a batch system.
         """
         for directory in directories:
             self._say({"directory": asdict(directory)})
         for name, value in marked:
             self._say({"marked": {"name": name, "value": value}})
+        if cancel:
+            self._say({"cancel": list(cancel)})
         for process in set(processes) - self._told:
             self._told.add(process)
             with suppress(psutil.NoSuchProcess):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
-import signal
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mnnvl_lab.errors import RankDied, RankTimeout, Refused
+from mnnvl_lab.layout import Layout
 from mnnvl_lab.processes.ownership import RUN_VARIABLE, End, OwnedDirectory, after_error, alive, end, marked_processes
 from mnnvl_lab.processes.reaper_client import Reaper
 from mnnvl_lab.ranks.arguments import created, memory_dir, require_open_files, temporary_dir
@@ -23,14 +23,18 @@ from mnnvl_lab.ranks.controller import Controller, Process
 from mnnvl_lab.ranks.engine import Failure, Identity
 from mnnvl_lab.ranks.fork_server import ForkServer
 from mnnvl_lab.ranks.launchers import Launcher
+from mnnvl_lab.ranks.network import LOOPBACK
 from mnnvl_lab.ranks.rank import read_report
+from mnnvl_lab.ranks.remote import RemoteForkServers
+from mnnvl_lab.ranks.slurm_hosts import SlurmHosts
+from mnnvl_lab.ranks.ssh import SshHosts
 
 if TYPE_CHECKING:
     from mnnvl_lab.ranks.launchers import LauncherEngines
 
 POLL_S = 0.02
 ASK_AGAIN_S = 0.2
-END_S = 3.0  # for a launcher to notice the end of a process
+END_S, END_REMOTE_S = 3.0, 15.0  # for a launcher to notice the end of a process
 
 
 class Cluster:
@@ -42,6 +46,7 @@ class Cluster:
         start_timeout_s: how long engines may take to register.
 
     Attributes:
+        status: what a start waits for, in words; empty otherwise.
         run_dir: private directory with keys, logs and marks.
         segment_dir: private directory in memory.
 
@@ -55,16 +60,34 @@ class Cluster:
         self._owner, self._marks = os.getpid(), {RUN_VARIABLE: secrets.token_hex(16)}
         self._directories = [OwnedDirectory.named(parent) for parent in (temporary_dir(), memory_dir())]
         self._reaper = Reaper()
-        self._reaper.watch(directories=self._directories, marked=self._marks.items())
+        self._hosts = _hosts(launcher, options, token=self._marks[RUN_VARIABLE])
+        cancel = self._hosts.cancel_command if self._hosts else ()
+        self._reaper.watch(directories=self._directories, marked=self._marks.items(), cancel=cancel)
         self.run_dir, self.segment_dir = map(created, self._directories)
+        options = _with_address(options, self._hosts)
         self._controller = Controller(launcher, run_dir=self.run_dir, options=options, marks=self._marks)
         self._engines = self._source(launcher)
+        self.status = ""
         self._known: set[int] = set()
 
-    def start(self, count: int, *, env: dict[str, str]) -> list[Process]:
-        """Start `count` more engines and wait until they answer, in the order in which their launcher counts them.
+    @property
+    def address(self) -> str:
+        """Address of this machine that all ranks reach."""
+        return self._controller.cluster.controller_ip or LOOPBACK
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether a layout has room where the ranks are; if not, all must end before others are started elsewhere.
+
+        Raises:
+            Refused: it has room nowhere.
+        """
+        return self._engines.fits(layout)
+
+    def start(self, ranks: Sequence[int], *, layout: Layout, env: dict[str, str]) -> list[Process]:
+        """Start an engine for each of these ranks and wait until they answer, in this order.
 
         Args:
+            layout: says on which host each rank is to be.
             env: environment variables of their processes.
 
         Raises:
@@ -72,16 +95,18 @@ class Cluster:
                 the fork server died meanwhile. Refused: too few files may be open for so many.
         """
         self._require_owner()
-        require_open_files(len(self._engines.processes()) + count)
+        require_open_files(max(layout.world_size, len(self._engines.processes()) + len(ranks)))
         deadline = time.monotonic() + self._start_timeout_s
         self._engines.open(env | self._marks)
         self._start_controller(deadline)
         try:
-            return self._start(count, env | self._marks, deadline)
+            return self._start(ranks, layout, env | self._marks, deadline)
         except BaseException:
-            end(self._engines.newest())
+            self._engines.kill_newest()
             self._known |= set(self._controller.client.ids)
             raise
+        finally:
+            self.status = ""
 
     def recover(self) -> bool:
         """Start another controller and reaper if they died, as they may between two calls.
@@ -140,6 +165,8 @@ class Cluster:
 
     def alive(self, process: Process) -> bool:
         """Whether the engine's process runs, as far as can be seen from here."""
+        if self._engines.ended(process.host, process.pid):
+            return False
         if not process.here:
             return process.engine in self._controller.client.ids
         return alive(process.handle)
@@ -158,12 +185,15 @@ class Cluster:
         end(process.handle for process in processes if process.here)
         for process in processes:
             if not process.here and self.alive(process):
-                self._controller.client.send_signal(signal.SIGKILL, targets=process.engine, block=False)
+                self._engines.kill(process.host, process.pid)
+        deadline = time.monotonic() + END_S
+        while any(not p.here and self.alive(p) for p in processes) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def exit_status(self, process: Process) -> End:
         """How a dead engine's process ended, as its launcher noticed it, and the error that it had met before."""
-        deadline = time.monotonic() + END_S
-        while (found := self._engines.exit_status(process.pid)) is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + (END_REMOTE_S if self._hosts else END_S)
+        while (found := self._engines.exit_status(process.host, process.pid)) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return after_error(found or End(cause="its process ended"), read_report(self.run_dir, process.pid))
 
@@ -175,9 +205,11 @@ class Cluster:
         if os.getpid() != self._owner:
             return
         self._controller.disconnect()
-        end([*self._engines.processes(), *self._controller.processes])
+        if not self._hosts:
+            end(self._engines.processes())
         with suppress(Exception):  # a launcher that cannot reach other machines must not keep this one from going on
             self._engines.close()
+        end([*self._engines.processes(), *self._controller.processes])
         for mark in self._marks.items():  # also what lost its parent, such as the heartbeat of a dead controller
             end(marked_processes(*mark))
         self._controller.close()
@@ -192,19 +224,26 @@ class Cluster:
                 "ranks can use them; start others in the child"
             )
 
-    def _source(self, launcher: Launcher) -> ForkServer | LauncherEngines:
+    def _source(self, launcher: Launcher) -> ForkServer | LauncherEngines | RemoteForkServers:
+        if self._hosts:
+            return RemoteForkServers(
+                self._hosts, self.run_dir, launcher.engine_args, directories=self._directories, marks=self._marks
+            )
         if launcher.name == "local":
             return ForkServer(self.run_dir, launcher.engine_args, marks=self._marks)
         from mnnvl_lab.ranks.launchers import LauncherEngines
 
         return LauncherEngines(self._controller.cluster, self._controller.do, launcher.engine_args)
 
-    def _start(self, count: int, env: dict[str, str], deadline: float) -> list[Process]:
-        self._engines.start(count, env=env, deadline=deadline)
+    def _start(self, ranks: Sequence[int], layout: Layout, env: dict[str, str], deadline: float) -> list[Process]:
+        self._engines.start(ranks, layout=layout, env=env, deadline=deadline, say=self._say)
         self._reaper.watch(self._engines.processes())
-        identities = self._await_registration(count, deadline)
+        identities = self._await_registration(len(ranks), deadline)
         order = sorted(identities, key=lambda engine: (identities[engine].place, engine))
         return [Process.of(engine, identities[engine]) for engine in order]
+
+    def _say(self, status: str) -> None:
+        self.status = status
 
     def _start_controller(self, deadline: float) -> None:
         self._controller.start(deadline)
@@ -218,6 +257,7 @@ class Cluster:
             for engine in set(self._controller.client.ids) - self._known - asked.keys():
                 asked[engine] = self.submit(Process.unknown(engine), "identify")
             self.require_helpers()
+            self._say(f"{answered} of {count} ranks registered")
             if found := self._engines.first_exit():
                 raise RankDied(rank=len(self._known), phase="start", cause=found.cause, report=found.report)
             if time.monotonic() > deadline:
@@ -227,6 +267,23 @@ class Cluster:
         identities = {engine: unpack(future.result()) for engine, future in asked.items() if future.done()}
         self._known |= identities.keys()
         return identities
+
+
+def _hosts(launcher: Launcher, options: dict[str, Any], *, token: str) -> SshHosts | SlurmHosts | None:
+    """Where the hosts of a launcher come from; None if ranks run on this machine alone."""
+    if launcher.name == "ssh":
+        return SshHosts(options.get("SSHEngineSetLauncher", {}))
+    if launcher.name == "slurm":
+        return SlurmHosts(options.get("SlurmEngineSetLauncher", {}), token)
+    return None
+
+
+def _with_address(options: dict[str, Any], hosts: SshHosts | SlurmHosts | None) -> dict[str, Any]:
+    """Let the controller listen where the hosts can reach it, if the options do not say where."""
+    cluster = options.get("Cluster", {})
+    if hosts is None or cluster.get("controller_ip"):
+        return options
+    return options | {"Cluster": {**cluster, "controller_ip": hosts.address()}}
 
 
 def unpack(answer: bytes) -> Any:

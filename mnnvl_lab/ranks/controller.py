@@ -34,12 +34,14 @@ class Process:
     Attributes:
         engine: its number in ipyparallel.
         pid, host: its process and machine.
+        memory: equal for processes that share POSIX memory.
         handle: its process, if the machine is this one.
     """
 
     engine: int
     pid: int
     host: str
+    memory: str
     handle: psutil.Process | None
 
     @property
@@ -49,7 +51,7 @@ class Process:
     @classmethod
     def unknown(cls, engine: int) -> Process:
         """An engine that has registered and not yet said who it is."""
-        return cls(engine=engine, pid=0, host="", handle=None)
+        return cls(engine=engine, pid=0, host="", memory="", handle=None)
 
     @classmethod
     def of(cls, engine: int, identity: Identity) -> Process:
@@ -62,7 +64,7 @@ class Process:
         handle = process_of(identity.pid, identity.started) if here else None
         if here and handle is None:
             raise RankDied(rank=engine, phase="start", cause="its process ended right after it had registered")
-        return cls(engine=engine, pid=identity.pid, host=identity.host, handle=handle)
+        return cls(engine=engine, pid=identity.pid, host=identity.host, memory=identity.memory, handle=handle)
 
 
 HELPER = "controller"

@@ -22,20 +22,24 @@ from mnnvl_lab.errors import LabError
 from mnnvl_lab.hang.agent import HangAgent
 from mnnvl_lab.hardware import comes_to_rest
 from mnnvl_lab.processes.ownership import started
+from mnnvl_lab.ranks.network import own_address, shared_memory_id, use_interface_towards
 from mnnvl_lab.ranks.rank import PhaseFile, Rank, RankAssignment
+from mnnvl_lab.ranks.remote_server import PLACE_VARIABLE
 
-RANK_HINTS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")  # set by MPI and Slurm launchers
+RANK_HINTS = (PLACE_VARIABLE, "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+"""Set by fork servers on other hosts, and by MPI launchers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who an engine is: its process (`started` as `ownership.started` gives it), its machine, and its place as its
-    launcher counts, if it does."""
+    """Who an engine is: its process (`started` as `ownership.started` gives it), its machine, its place as its
+    launcher counts, if it does, and what tells its machine's shared memory from any other."""
 
     pid: int
     started: float
     host: str
     place: int
+    memory: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,13 @@ class Engine:
 
     def identify(self) -> Identity:
         place = next((int(os.environ[hint]) for hint in RANK_HINTS if hint in os.environ), 0)
-        return Identity(pid=os.getpid(), started=started(os.getpid()), host=socket.gethostname(), place=place)
+        return Identity(
+            pid=os.getpid(),
+            started=started(os.getpid()),
+            host=socket.gethostname(),
+            place=place,
+            memory=shared_memory_id(),
+        )
 
     def prepare(self, path: list[str], run_dir: Path, env: dict[str, str]) -> None:
         """Import from where the notebook imports; say on SIGUSR1 where the process is, even inside C code."""
@@ -102,15 +112,15 @@ class Engine:
             self._stack_file = open(run_dir / f"stack-{os.getpid()}", "w")  # noqa: SIM115 - lives as long as the process
             faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
 
-    def host_store(self, address: str | None) -> tuple[str, int]:
+    def host_store(self, peer: str) -> tuple[str, int]:
         """The TCPStore through which groups find each other: a port that the system chose, on one address only.
 
         Args:
-            address: of this machine; None for the one that its name stands for.
+            peer: address of the notebook's machine; the address here is the one by which this machine reaches it.
         """
         import torch.distributed as dist
 
-        address = address or socket.gethostbyname(socket.gethostname())
+        address = own_address(peer)
         if self._store is None:
             listener = socket.create_server((address, 0))
             port = listener.getsockname()[1]
@@ -119,10 +129,16 @@ class Engine:
             )
         return address, self._store.port
 
-    def join(self, assignment: RankAssignment) -> None:
-        """Become a rank, leaving the place held before."""
+    def join(self, assignment: RankAssignment) -> str:
+        """Become a rank, leaving the place held before.
+
+        Returns:
+            Network interface of Gloo and NCCL.
+        """
         self.leave()
+        interface = use_interface_towards(assignment.store[0])
         self.rank = Rank(assignment, self._mark)
+        return interface
 
     def leave(self) -> None:
         """Give up the place.

@@ -11,18 +11,31 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from mnnvl_lab.errors import HelperDied
-from mnnvl_lab.processes.ownership import RUN_VARIABLE, End, alive, end_marked, exit_message, process_of, started, tail
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.processes.ownership import (
+    RUN_VARIABLE,
+    End,
+    alive,
+    end,
+    end_marked,
+    exit_message,
+    process_of,
+    started,
+    tail,
+)
+from mnnvl_lab.ranks.network import Say
 
 HELPER = "fork server"
 POLL_S = 0.02
@@ -69,8 +82,20 @@ class ForkServer:
         )
         self._listener.start()
 
-    def start(self, count: int, *, env: Mapping[str, str], deadline: float) -> None:
-        """Have `count` engines forked.
+    def fits(self, layout: Layout) -> bool:
+        """This machine has room for any layout."""
+        return True
+
+    def start(
+        self,
+        ranks: Sequence[int],
+        *,
+        layout: Layout,
+        env: Mapping[str, str],
+        deadline: float,
+        say: Say,
+    ) -> None:
+        """Have an engine forked for each of these ranks.
 
         Args:
             deadline: on the monotonic clock. A fork server that has not forked by then is killed.
@@ -78,6 +103,7 @@ class ForkServer:
         Raises:
             HelperDied: the fork server died, or did not fork in time.
         """
+        count = len(ranks)
         try:
             self._order(count, env, deadline)
         except HelperDied:
@@ -106,15 +132,22 @@ class ForkServer:
         own = [psutil.Process(self._process.pid)] if self._process and self._process.poll() is None else []
         return own + self._running(self._started)
 
-    def newest(self) -> list[psutil.Process]:
-        """Engines of the last `start`, as far as they run."""
-        return self._running(self._newest)
+    def kill_newest(self) -> None:
+        """Kill the engines of the last `start`, as far as they run."""
+        end(self._running(self._newest))
+
+    def kill(self, host: str, pid: int) -> None:
+        """All engines run here, where whoever holds their processes kills them."""
+
+    def ended(self, host: str, pid: int) -> bool:
+        """All engines run here, where they are watched themselves."""
+        return False
 
     def first_exit(self) -> End | None:
         """How one of the newest engines ended, if one did."""
-        return next(filter(None, map(self.exit_status, self._newest)), None)
+        return next(filter(None, (self.exit_status("", pid) for pid in self._newest)), None)
 
-    def exit_status(self, pid: int) -> End | None:
+    def exit_status(self, host: str, pid: int) -> End | None:
         cause = self._ends.get(pid)
         if cause is None and not self._listener.is_alive() and not self._running([pid]):
             cause = "its process ended (how is not known: the fork server, its parent, died before)"
@@ -182,22 +215,26 @@ def main() -> None:
             *lines, orders = (orders + news).split(b"\n")
             for order in map(json.loads, lines):
                 for _ in range(order["count"]):
-                    _fork(order)
+                    fork(order)
 
 
-def _fork(order: dict) -> None:
+def fork(order: dict) -> int:
+    """Fork an engine, tell of it, and return its pid."""
     pid = os.fork()
     if pid == 0:
         try:
             _become_engine(order)
         finally:
             os._exit(1)
-    _tell(forked=pid, start=started(pid))  # not yet waited for, so its pid cannot have been used again
+    # Not yet waited for, so its pid cannot have been used again.
+    tell(forked=pid, start=started(pid), host=socket.gethostname())
+    return pid
 
 
 def _become_engine(order: dict) -> None:
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()
     log = os.open(f"{order['log_dir']}/engine-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -213,8 +250,9 @@ def _become_engine(order: dict) -> None:
 def _report_ends() -> None:
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            _tell(ended=ended[0], exit_code=os.waitstatus_to_exitcode(ended[1]))
+            tell(ended=ended[0], exit_code=os.waitstatus_to_exitcode(ended[1]))
 
 
-def _tell(**news: float) -> None:
+def tell(**news: object) -> None:
+    """One line for the notebook's end."""
     print(json.dumps(news), flush=True)

@@ -23,6 +23,7 @@ def shown_step(
     done: str = "",
     delay_s: float = DELAY_S,
     then: str = GO_ON,
+    status: Callable[[], str] = str,
 ) -> Iterator[None]:
     """A step of the ranks that may take long: shown meanwhile, and named if it is interrupted.
 
@@ -30,6 +31,7 @@ def shown_step(
         dead: gives the ranks that are known to be dead.
         text, done, delay_s: as in `Progress`.
         progress: whether anything is shown.
+        status: gives what is waited for at the moment, if that is known.
         then: how to go on after an interrupt.
 
     Raises:
@@ -37,7 +39,9 @@ def shown_step(
     """
     before = set(dead())
     try:
-        with Progress(text, done=done, enabled=progress, delay_s=delay_s):
+        with Progress(
+            lambda: f"{text}: {waits}" if (waits := status()) else text, done=done, enabled=progress, delay_s=delay_s
+        ):
             yield
     except KeyboardInterrupt:
         ended = ", ".join(map(str, sorted(set(dead()) - before)))

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from mnnvl_lab.errors import RankError, Refused
+from mnnvl_lab.errors import RankError
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks.arguments import require_strings
 from mnnvl_lab.ranks.cluster import Cluster
 from mnnvl_lab.ranks.gpu_placement import Placement
-from mnnvl_lab.ranks.launchers import LOOPBACK, common_environment
+from mnnvl_lab.ranks.launchers import common_environment
 from mnnvl_lab.ranks.mps import GpuSharing
 from mnnvl_lab.ranks.pool import RankPool
 from mnnvl_lab.ranks.rank import RankAssignment
@@ -33,6 +33,7 @@ class Joining:
     Attributes:
         joined: whether the ranks are in the groups of the layout.
         in_step: whether, besides, no failed call may have left a collective half-way.
+        interfaces: network interface of each rank's Gloo and NCCL.
         joins: how often they have joined.
     """
 
@@ -51,6 +52,7 @@ class Joining:
         self._joined_layout: Layout | None = None  # the layout in which the processes last joined
         self.joined = self.in_step = False
         self.joins = 0
+        self.interfaces: list[str] = []
 
     def bring_up(self, layout: Layout, placement: Placement, *, anew: bool = False) -> None:
         """Give every rank of the layout a living process and let all meet.
@@ -60,12 +62,14 @@ class Joining:
 
         Raises:
             RankDied, RankTimeout: a process did not come up. HelperDied: one that serves them ended meanwhile.
-            Refused: the ranks are on machines that share no memory.
+            Refused: the layout has no room.
         """
         self._pool.recover()
         if self._fabric == "shared_gpu" and not self._sharing.suits(placement.ranks_per_gpu):
             self._pool.kill(self._pool.processes)
             self._sharing.change(placement.ranks_per_gpu)
+        if not self._cluster.fits(layout):
+            self._pool.kill(self._pool.processes)
         missing = self._pool.missing(layout.world_size)
         if not (anew or missing) and self.in_step and self._joined_layout == layout:
             return
@@ -101,7 +105,7 @@ class Joining:
 
     def _start(self, ranks: list[int], layout: Layout) -> None:
         own = {rank: self._own_env(rank) for rank in ranks}
-        self._pool.fill(ranks, self._cluster.start(len(ranks), env=self._common_env()))
+        self._pool.fill(ranks, self._cluster.start(ranks, layout=layout, env=self._common_env()))
         self._ask({rank: ("prepare", sys.path, self._cluster.run_dir, own[rank]) for rank in ranks}, layout)
 
     def _init_groups(self, layout: Layout, placement: Placement) -> None:
@@ -109,24 +113,13 @@ class Joining:
         self.joins += 1
         size = layout.world_size
         self._ask(dict.fromkeys(range(size, len(self._pool.processes)), ("leave",)), layout)
-        [store] = self._ask({0: ("host_store", self._store_address(size))}, layout)
+        [store] = self._ask({0: ("host_store", self._cluster.address)}, layout)
         seats = {rank: self._assignment(rank, layout, placement, store) for rank in range(size)}
-        self._ask({rank: ("join", assignment) for rank, assignment in seats.items()}, layout)
+        self.interfaces = self._ask({rank: ("join", assignment) for rank, assignment in seats.items()}, layout)
         self._joined_layout, self.joined, self.in_step = layout, True, True
 
     def _ask(self, calls: Mapping[int, tuple], layout: Layout) -> list:
         return self._pool.ask(calls, layout=layout, phase="start", timeout_s=self._start_timeout_s)
-
-    def _store_address(self, size: int) -> str | None:
-        """Loopback where all ranks are on this machine; else whatever rank 0's machine calls itself."""
-        processes = [self._pool.processes[rank] for rank in range(size)]
-        hosts = sorted({process.host for process in processes})
-        if self._fabric == "host" and len(hosts) > 1:
-            raise Refused(
-                f"fabric host with ranks on {', '.join(hosts)}: they share memory, so they must be on one machine; "
-                "give the launcher one host, or use a GPU fabric"
-            )
-        return LOOPBACK if all(process.here for process in processes) else None
 
     def _common_env(self) -> dict[str, str]:
         given = {} if callable(self._env) else dict(self._env)
@@ -144,4 +137,6 @@ class Joining:
             store=store,
             round=self.joins,
             segment_dir=self._cluster.segment_dir,
+            hosts=tuple(self._pool.processes[other].host for other in range(layout.world_size)),
+            memories=tuple(self._pool.processes[other].memory for other in range(layout.world_size)),
         )

@@ -1,9 +1,9 @@
-"""How engines are started: a table of ipyparallel's own launchers and what each needs to be told."""
+"""How engines are started: by fork servers here or on other hosts, or by ipyparallel's launcher over MPI."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import psutil
 from ipyparallel.cluster.launcher import MPIEngineSetLauncher
 
 from mnnvl_lab.errors import choose
-from mnnvl_lab.processes.ownership import End, exit_message, tail
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.processes.ownership import End, end, exit_message, tail
+from mnnvl_lab.ranks.network import Say
 
 LOOPBACK = "127.0.0.1"
 STARTUP = "from mnnvl_lab.ranks.engine import Engine; engine = Engine()"
@@ -23,9 +25,10 @@ class Launcher:
 
     Attributes:
         name: what it is called here.
-        engines: the class that starts engines, as ipyparallel's `Cluster(engines=...)` takes it.
+        engines: the class that starts engines, as ipyparallel's `Cluster(engines=...)` takes it; `local` also where
+            fork servers start them.
         together: the end of one engine ends all.
-        remote: engines may run on other machines, where they cannot be watched: they report their end themselves.
+        remote: engines may run on other machines.
     """
 
     name: str
@@ -35,9 +38,10 @@ class Launcher:
 
     @property
     def engine_args(self) -> list[str]:
-        """A nanny process and heartbeats tell of an engine's end where its process cannot be watched from here."""
-        local = [] if self.remote else ["--IPEngine.enable_nanny=False", "--IPEngine.max_heartbeat_misses=0"]
-        return [f"--IPEngine.startup_command={STARTUP}", "--IPEngine.timeout=60", *local]
+        """No nanny: fork servers tell of an engine's end. On another host it ends if it hears of no controller."""
+        local = [] if self.remote else ["--IPEngine.max_heartbeat_misses=0"]
+        own = [f"--IPEngine.startup_command={STARTUP}", "--IPEngine.timeout=60", "--IPEngine.enable_nanny=False"]
+        return own + local
 
     @property
     def controller_args(self) -> list[str]:
@@ -48,15 +52,15 @@ class Launcher:
             "--IPController.db_class=NoDB",
             "--IPController.registration_timeout=120",
             f"--HeartMonitor.period={1000 if self.remote else 250}",
-            f"--HeartMonitor.max_heartmonitor_misses={4 if self.remote else 400}",
+            f"--HeartMonitor.max_heartmonitor_misses={30 if self.remote else 400}",
         ]
 
 
 LAUNCHERS = {
-    "local": Launcher(name="local", engines="local"),  # forked, see nursery.py
+    "local": Launcher(name="local", engines="local"),
     "mpi": Launcher(name="mpi", engines="mnnvl_lab.ranks.launchers.PlacedByMpi", together=True),
-    "ssh": Launcher(name="ssh", engines="ssh", remote=True),
-    "slurm": Launcher(name="slurm", engines="slurm", together=True, remote=True),
+    "ssh": Launcher(name="ssh", engines="local", remote=True),
+    "slurm": Launcher(name="slurm", engines="local", remote=True),
 }
 
 
@@ -105,10 +109,14 @@ class LauncherEngines:
     def open(self, env: dict[str, str]) -> None:
         """Nothing can begin before the controller listens."""
 
-    def start(self, count: int, *, env: dict[str, str], deadline: float) -> None:
+    def fits(self, layout: Layout) -> bool:
+        """What there is room for, the launcher itself will say."""
+        return True
+
+    def start(self, ranks: Sequence[int], *, layout: Layout, env: dict[str, str], deadline: float, say: Say) -> None:
         self._settled = len(self._cluster.engines)
         self._do(
-            self._cluster.start_engines(count, engine_args=self._args, environment=dict(env)),
+            self._cluster.start_engines(len(ranks), engine_args=self._args, environment=dict(env)),
             timeout_s=max(1.0, deadline - time.monotonic()),
         )
 
@@ -116,9 +124,16 @@ class LauncherEngines:
         """Launchers' processes on this machine."""
         return _processes(self._cluster.engines.values())
 
-    def newest(self) -> list[psutil.Process]:
-        """Those of the last `start`."""
-        return _processes(list(self._cluster.engines.values())[self._settled :])
+    def kill_newest(self) -> None:
+        """End the engines of the last `start`."""
+        end(_processes(list(self._cluster.engines.values())[self._settled :]))
+
+    def kill(self, host: str, pid: int) -> None:
+        """All engines run here, where whoever holds their processes kills them."""
+
+    def ended(self, host: str, pid: int) -> bool:
+        """All engines run here, where they are watched themselves."""
+        return False
 
     def first_exit(self) -> End | None:
         """How the newest set, or an engine of it, ended."""
@@ -126,7 +141,7 @@ class LauncherEngines:
         engines = (newest.stop_data or {}).get("engines", {})
         return _exit_in(newest, next((stop["pid"] for stop in engines.values()), 0))
 
-    def exit_status(self, pid: int) -> End | None:
+    def exit_status(self, host: str, pid: int) -> End | None:
         sets = self._cluster.engines.values()
         return next(filter(None, (_exit_in(engine_set, pid) for engine_set in sets)), None)
 

@@ -7,6 +7,7 @@ import mmap
 import os
 import traceback
 import weakref
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -201,6 +202,7 @@ class RankAssignment:
         store: host and port of rank 0's TCPStore.
         round: counts the assignments of one `Ranks`, so that groups of earlier ones are not met.
         segment_dir: private directory in memory, for shared segments.
+        hosts, memories: of each rank: its machine's name, and what is equal for ranks that share POSIX memory.
     """
 
     index: int
@@ -210,6 +212,8 @@ class RankAssignment:
     store: tuple[str, int]
     round: int
     segment_dir: Path
+    hosts: tuple[str, ...]
+    memories: tuple[str, ...]
 
 
 class Rank:
@@ -219,6 +223,7 @@ class Rank:
         index: global rank.
         layout: the layout that it is part of.
         fabric: `host`, `nvlink` or `shared_gpu`.
+        hosts: each global rank's machine.
         device: the torch device that holds its tensors. All visible GPUs stay visible, for peer access.
         segment_dir: directory (0700, in memory on Linux) for files that ranks share; swept when the ranks go.
         kept: objects that outlive a call. When the rank gets another layout they are closed: by `abort`, which waits
@@ -230,6 +235,7 @@ class Rank:
     def __init__(self, assignment: RankAssignment, mark: PhaseFile):
         self.index, self.layout, self.fabric = assignment.index, assignment.layout, assignment.fabric
         self.segment_dir = Path(assignment.segment_dir)
+        self.hosts, self._memories = assignment.hosts, assignment.memories
         self.device = _device(assignment)
         self.kept: dict[str, Any] = {}
         self.groups: dict[str, Group] = {}
@@ -260,6 +266,10 @@ class Rank:
             ranks = world if name == "world" else self.layout.group_of(name, self.index)
             self.groups[name] = Group(name=name, ranks=ranks, member=self.index, fabric=self.fabric)
         return self.groups[name]
+
+    def shares_memory(self, ranks: Iterable[int]) -> bool:
+        """Whether these global ranks share POSIX memory, as processes of one machine do."""
+        return len({self._memories[rank] for rank in ranks}) == 1
 
     def close(self) -> None:
         """Close what is kept, the last first, and leave all groups; waits for no other rank, since some may be dead."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.hang import HangReport
@@ -30,6 +30,9 @@ from mnnvl_lab.ranks.kernel_build import compile_missing
 from mnnvl_lab.ranks.launchers import require_launcher
 from mnnvl_lab.ranks.mps import GpuSharing
 from mnnvl_lab.ranks.pool import RankPool
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Ranks:
@@ -75,6 +78,7 @@ class Ranks:
         if self.fabric != "host" and count_visible_gpus():
             compile_missing(progress=progress)
         words = {"done": f"{self.size} ranks started", "then": "Every process was ended; start them again."}
+        words |= {"status": self._status}
         with shown_step(set, f"starting {self.size} ranks", progress=progress, delay_s=0, **words):
             self._start(env, launcher=chosen, options=options, start_timeout_s=start_timeout_s)
 
@@ -124,6 +128,19 @@ class Ranks:
     @property
     def size(self) -> int:
         return self.layout.world_size
+
+    def to_frame(self) -> pd.DataFrame:
+        """The layout's rank grid with what is real: the columns `host`, `pid` and `interface` of each rank.
+
+        `interface` is the network interface of Gloo and NCCL.
+
+        Raises:
+            Refused: the ranks are closed.
+        """
+        self.require_open()
+        processes = [self._pool.processes[rank] for rank in range(self.size)]
+        real = {"host": [p.host for p in processes], "pid": [p.pid for p in processes]}
+        return self.layout.to_frame().assign(**real, interface=self._joining.interfaces)
 
     @property
     def output(self) -> list[str]:
@@ -236,7 +253,12 @@ class Ranks:
                 self._closer()
 
     def _step(self, text: str) -> AbstractContextManager[None]:
-        return shown_step(lambda: self._pool.dead, text, progress=self.progress)
+        return shown_step(lambda: self._pool.dead, text, progress=self.progress, status=self._status)
+
+    def _status(self) -> str:
+        """What is waited for, such as a job in a queue; empty before there is a cluster that could wait."""
+        cluster = getattr(self, "_cluster", None)
+        return cluster.status if cluster else ""
 
 
 def _place(layout: Layout, fabric: str) -> Placement:

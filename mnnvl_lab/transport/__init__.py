@@ -6,6 +6,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mnnvl_lab.errors import Refused
+
 if TYPE_CHECKING:
     from mnnvl_lab.exchange import Exchange
     from mnnvl_lab.ranks.rank import Rank
@@ -36,14 +38,33 @@ def open_transport(rank: Rank, exchange: Exchange) -> Transport:
     """Open the transport of this mode on the rank's fabric. Collective over the EP group.
 
     Raises:
-        Refused: the exchange breaks a limit, or is not the same on all ranks.
+        Refused: the exchange breaks a limit, or is not the same on all ranks; or the fabric does not span the machines
+            that the EP group is on.
         WorkspaceMismatch: one-sided over a workspace of another group; two-sided says so at its first dispatch.
     """
     from mnnvl_lab.transport.validation import agree, check_exchange
 
     agree(rank.group("ep"), vars(exchange), None)
     check_exchange(exchange)
+    _require_span(rank, exchange.mode)
     table = (HOST if rank.fabric == "host" else GPU) | EVERY_FABRIC
     module, name = table[exchange.mode].split(":")
     rank.phase = "open"
     return getattr(import_module(module), name)(rank, exchange)
+
+
+def _require_span(rank: Rank, mode: str) -> None:
+    """Check that a workspace can span the EP group.
+
+    Raises:
+        Refused: its ranks are on machines that share no memory, which the fabric needs.
+    """
+    ranks = rank.group("ep").ranks
+    if mode in EVERY_FABRIC or rank.fabric != "host" or rank.shares_memory(ranks):
+        return
+    where = ", ".join(f"rank {r} on {rank.hosts[r]}" for r in ranks)
+    raise Refused(
+        f"mode {mode} on fabric host with {where}: its workspace is memory that ranks share, so that all ranks of an "
+        f"EP group must be on one machine; use one host, pipeline stages of one host each, or a baseline "
+        f"({', '.join(EVERY_FABRIC)}), which sends over the network"
+    )
