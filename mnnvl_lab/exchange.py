@@ -67,7 +67,7 @@ class ExchangeShape:
         return {part.name: part.row_bytes for part in self.payload_parts} | {"combine": self.combine_bytes_per_token}
 
 
-MODES = ("one_sided", "two_sided", "allgather_reducescatter", "all_to_all")
+MODES = ("one_sided", "two_sided", "pico", "allgather_reducescatter", "all_to_all")
 FABRICS = ("nvlink", "shared_gpu", "host")
 
 

@@ -171,7 +171,7 @@ def require_runnable(sweep: Sweep, points: Sequence[Point]) -> None:
         place(layout, fabric=sweep.fabric, visible_gpus=count_visible_gpus())
     if sweep.fabric == "host":
         _require_host(sweep, points)
-    baselines = [mode for mode in sweep.modes if mode not in ("one_sided", "two_sided")]
+    baselines = [mode for mode in sweep.modes if mode not in ("one_sided", "two_sided", "pico")]
     if sweep.fabric == "shared_gpu" and baselines:
         raise Refused(f"{', '.join(baselines)} on fabric shared_gpu: NCCL takes one GPU per rank; leave them out")
 

@@ -177,7 +177,7 @@ def _must_be_exact(work: Work, chunk: Chunk) -> torch.Tensor:
     mode = work.point.exchange.mode
     if mode == "allgather_reducescatter":
         return torch.zeros_like(chunk.contributors_T, dtype=torch.bool)
-    return (chunk.contributors_T <= 2) | (mode == "one_sided")
+    return (chunk.contributors_T <= 2) | (mode in ("one_sided", "pico"))
 
 
 def _within_rounding(work: Work, chunk: Chunk, result: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@
 """
 
 from mnnvl_lab.model_check.one_sided import MISTAKES, OneSided, Round
+from mnnvl_lab.model_check.pico import PICO_MISTAKES, Pico
 from mnnvl_lab.model_check.protocol import Memory, Protocol, Step, Violation
 from mnnvl_lab.model_check.search import Event, Result, search
 from mnnvl_lab.model_check.two_sided import FIFO_MISTAKES, Prepare, TwoSidedFifo
@@ -11,9 +12,11 @@ from mnnvl_lab.model_check.two_sided import FIFO_MISTAKES, Prepare, TwoSidedFifo
 __all__ = [
     "FIFO_MISTAKES",
     "MISTAKES",
+    "PICO_MISTAKES",
     "Event",
     "Memory",
     "OneSided",
+    "Pico",
     "Prepare",
     "Protocol",
     "Result",

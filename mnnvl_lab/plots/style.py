@@ -65,6 +65,7 @@ LINE_STYLES: Mapping[str, LineStyle] = MappingProxyType(
     {
         "one_sided": LineStyle(label="one-sided", color=BLUE, marker="o"),
         "two_sided": LineStyle(label="two-sided", color=VERMILLION, marker="s"),
+        "pico": LineStyle(label="pico", color=ORANGE, marker="P"),
         "allgather_reducescatter": LineStyle(label="all-gather / reduce-scatter", color=GREEN, marker="^"),
         "all_to_all": LineStyle(label="all-to-all", color=PURPLE, marker="D"),
     }

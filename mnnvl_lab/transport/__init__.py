@@ -18,12 +18,14 @@ HOST = MappingProxyType(
     {
         "one_sided": "mnnvl_lab.transport.host.one_sided:HostOneSided",
         "two_sided": "mnnvl_lab.transport.host.two_sided:HostTwoSided",
+        "pico": "mnnvl_lab.transport.pico.host:HostPico",
     }
 )
 GPU = MappingProxyType(
     {
         "one_sided": "mnnvl_lab.transport.flashinfer.one_sided:FlashInferOneSided",
         "two_sided": "mnnvl_lab.transport.flashinfer.two_sided:FlashInferTwoSided",
+        "pico": "mnnvl_lab.transport.pico.gpu:GpuPico",
     }
 )
 EVERY_FABRIC = MappingProxyType(

@@ -15,6 +15,7 @@ from mnnvl_lab.workspace.two_sided import FIFO_ENTRY_BYTES, PACKET_BYTES, PACKET
 
 ONE_SIDED_TOP_K = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22)  # instantiated in moeAlltoAllKernels.cu, SWITCH_TOP_K
 ONE_SIDED_MAX_RANKS = 64  # kMaxRanks
+PICO_MAX_TOP_K = 22  # TOP_K_SLOTS of the workspace's tables
 MAX_PAYLOADS = 6  # kMaxPayloads; ids and weights are two of them
 TWO_SIDED_MAX_TOP_K = 32
 TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
@@ -34,6 +35,8 @@ def problems(need: ExchangeShape, mode: str) -> Iterator[str]:
         yield from _one_sided_problems(need)
     if mode == "two_sided":
         yield from _two_sided_problems(need)
+    if mode == "pico":
+        yield from _pico_problems(need)
 
 
 def runtime_max_step(need: ExchangeShape) -> int:
@@ -56,13 +59,13 @@ def _step(element_bytes: int, before_bytes: int) -> int:
 
 def runtime_max_problem(need: ExchangeShape, mode: str, runtime_max_tokens: int) -> str | None:
     """Why rounds of this size cannot be packed in `mode`, or None."""
-    step = runtime_max_step(need) if mode == "one_sided" else 1
+    step = runtime_max_step(need) if mode in ("one_sided", "pico") else 1
     if runtime_max_tokens % step == 0:
         return None
     row_bytes = sum(part.row_bytes for part in need.payload_parts)
     return (
         f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {need.ep_size} and payloads of {row_bytes} bytes "
-        f"per token (format {need.format}, hidden {need.hidden}) one_sided needs a multiple of {step}, or a payload "
+        f"per token (format {need.format}, hidden {need.hidden}) {mode} needs a multiple of {step}, or a payload "
         f"would begin inside an element; give the fullest rank a multiple of {step} tokens, or use a multiple of "
         f"{step} ranks"
     )
@@ -98,6 +101,13 @@ def _one_sided_problems(x: ExchangeShape):
         yield f"eplb_stats_experts is {x.eplb_stats_experts}: it must lie between 0 and experts = {x.experts}"
     if x.low_precision_combine and x.combine_dtype != "bf16":
         yield f"low_precision_combine with combine_dtype {x.combine_dtype}: its result is bf16; use combine_dtype bf16"
+
+
+def _pico_problems(x: ExchangeShape):
+    if x.top_k > PICO_MAX_TOP_K:
+        yield f"top_k is {x.top_k}: the workspace has room for {PICO_MAX_TOP_K} choices per token; use mode two_sided"
+    if x.ep_size > ONE_SIDED_MAX_RANKS:
+        yield f"ep_size is {x.ep_size}: pico takes at most {ONE_SIDED_MAX_RANKS} ranks, a bit each; use mode two_sided"
 
 
 def _two_sided_problems(x: ExchangeShape):
