@@ -37,6 +37,7 @@ _MODULES = {
     "oracle": "mnnvl_lab.oracle",
     "planner": "mnnvl_lab.planner",
     "plots": "mnnvl_lab.plots",
+    "prediction": "mnnvl_lab.prediction",
     "published": "mnnvl_lab.read_published",
     "records": "mnnvl_lab.records",
     "routing": "mnnvl_lab.routing",

@@ -10,6 +10,7 @@ from mnnvl_lab.plots.compare import comparison, context, fastest, prediction_err
 from mnnvl_lab.plots.layout import rank_grid, waits
 from mnnvl_lab.plots.lines import latency, memory
 from mnnvl_lab.plots.memory_ledger import growth, memory_ledger
+from mnnvl_lab.plots.predictions import left_out_errors, predictions, simulated_round
 from mnnvl_lab.plots.regions import region_map
 from mnnvl_lab.plots.samples import every_sample, others_wait, timeline
 from mnnvl_lab.plots.save import save
@@ -30,6 +31,7 @@ __all__ = [
     "film",
     "growth",
     "latency",
+    "left_out_errors",
     "live_region",
     "lower_bounds",
     "memory",
@@ -38,11 +40,13 @@ __all__ = [
     "others_wait",
     "play",
     "prediction_errors",
+    "predictions",
     "rank_grid",
     "region_map",
     "regions_table",
     "save",
     "shown",
+    "simulated_round",
     "strip",
     "style",
     "timeline",

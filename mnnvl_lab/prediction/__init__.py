@@ -4,6 +4,7 @@ from mnnvl_lab.prediction.calibration import CONFIDENCE, Calibration, FittedPart
 from mnnvl_lab.prediction.crossings import predicted_crossings, table_crossings
 from mnnvl_lab.prediction.forecast import Forecast, ModeForecast
 from mnnvl_lab.prediction.predict import predict
+from mnnvl_lab.prediction.table_fit import left_out_errors
 
 __all__ = [
     "CONFIDENCE",
@@ -11,6 +12,7 @@ __all__ = [
     "FittedPart",
     "Forecast",
     "ModeForecast",
+    "left_out_errors",
     "load_calibration",
     "predict",
     "predicted_crossings",

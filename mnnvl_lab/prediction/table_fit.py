@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 
 from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.hardware import Gpu
+from mnnvl_lab.hardware import Gpu, require_gpu
 from mnnvl_lab.prediction.calibration import FittedPart
 from mnnvl_lab.prediction.parts import Counts, Part, stacked
 from mnnvl_lab.prediction.phase_costs import PHASE_PARTS
@@ -93,6 +93,16 @@ def left_out(figures: Figures) -> pd.DataFrame:
         logs = fit_figures(figures.where(sizes != size), start=whole)
         predicted[sizes == size] = figures.part.latency_us(logs, figures.where(sizes == size).work)
     return _errors(figures, predicted)
+
+
+def left_out_errors(table: pd.DataFrame, *, gpu: Gpu | str = "gb200") -> pd.DataFrame:
+    """The errors of `left_out` for every phase of a published table.
+
+    Args:
+        table: as `read_aiconfigurator` returns it.
+        gpu: whose multiprocessors count.
+    """
+    return pd.concat([left_out(figures) for figures in figures_of(table, gpu=require_gpu(gpu))], ignore_index=True)
 
 
 def fitted_part(figures: Figures) -> FittedPart:
