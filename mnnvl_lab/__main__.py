@@ -1,4 +1,4 @@
-"""`python -m mnnvl_lab`: plan, predict, sweep, plot, doctor, compare."""
+"""`python -m mnnvl_lab`: plan, predict, sweep, plot, report, export, doctor, compare."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mnnvl_lab.cli import compare, doctor, plan, plot, predict, sweep
+from mnnvl_lab.cli import compare, doctor, export, plan, plot, predict, report, sweep
 from mnnvl_lab.cli.arguments import Parser
 from mnnvl_lab.errors import LabError, RecordError, Refused
 
-COMMANDS = (plan, predict, sweep, plot, doctor, compare)
+COMMANDS = (plan, predict, sweep, plot, report, export, doctor, compare)
 DEBUG = "MNNVL_LAB_DEBUG"
 """Set in the environment, an internal error shows its traceback."""
 
@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0; 1 if ranks or results failed, or a plan cannot run; 2 for bad input; 130 if interrupted. What went wrong is
+        0; 1 if ranks or results failed, or a plan cannot run; 2 for bad input; 3 if a condition of `compare` is met;
+        130 if interrupted. What went wrong is
         on stderr, in one line if the input was bad.
     """
     args = _parsed(argv)

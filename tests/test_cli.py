@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,11 +13,11 @@ import pytest
 from mnnvl_lab import records
 from mnnvl_lab.__main__ import COMMANDS, main
 from mnnvl_lab.cli.arguments import Parser
-from mnnvl_lab.cli.figures import settings
 from mnnvl_lab.errors import choose
 from mnnvl_lab.exchange import FABRICS, MODES
 from mnnvl_lab.measure import CLOCKS
 from mnnvl_lab.model import FORMATS, require_format
+from mnnvl_lab.plots.parts import settings
 from mnnvl_lab.records.digest import DIGEST
 from mnnvl_lab.records.table import ATTRIBUTE
 from mnnvl_lab.routing import parse
@@ -117,7 +118,7 @@ class TestHelp:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_example_parses(self, command):
         (parser,) = parsers_of(command)
-        examples = [line.split()[4:] for line in parser.epilog.splitlines() if line.startswith("  python -m")]
+        examples = [shlex.split(line)[4:] for line in parser.epilog.splitlines() if line.startswith("  python -m")]
         assert len(examples) >= 2
         for example in examples:
             parser.parse_args(example)

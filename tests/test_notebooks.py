@@ -16,7 +16,7 @@ from tools.notebook_outputs import differences, scrub, stderr_of
 from tools.notebook_runs import is_refusal, problems, switch, uses_ranks
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))  # explore.ipynb holds just the explorer: tests/browser
+PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))  # explore.ipynb holds just the explorer (tests/browser), templates nothing
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 

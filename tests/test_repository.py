@@ -32,6 +32,7 @@ FLOW = (
     "datasets",
     "glossary",
     "read_published",
+    "published_readers",
     "analysis",
     "prediction",
     "engines",
@@ -48,13 +49,14 @@ FLOW = (
     "explorer",
     "wrong_group",
     "faults",
+    "reports",
     "doctor",
     "cli",
     "__main__",
 )
 """Packages and top-level modules in the order of imports: each may import those before it, and itself."""
 PURE = ("layout", "model", "routing", "workspace", "bounds", "oracle", "planner", "hardware", "exchange")
-TABLES = ("records", "datasets", "analysis", "plots")
+TABLES = ("records", "datasets", "analysis", "plots", "reports")
 """What only reads and writes tables: needs neither ranks nor transports nor torch."""
 MOST_LINES = 400
 
@@ -85,7 +87,8 @@ def test_the_conda_environment_is_this_package_at_the_tested_pins():
 def test_every_dependency_has_a_tested_pin():
     project = pyproject()["project"]
     pins = {name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    asked = {name_of(d) for d in [*project["dependencies"], *project["optional-dependencies"]["test"]]}
+    extras = [d for extra in project["optional-dependencies"].values() for d in extra]
+    asked = {name_of(d) for d in [*project["dependencies"], *extras]}
     assert asked <= pins
 
 

@@ -2,8 +2,8 @@
 
 python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out              # copy, figures, records
 python -m tools.notebooks run notebooks/00-quickstart.ipynb --fabric shared_gpu    # the same cells on GPUs
-python -m tools.notebooks refresh notebooks/*.ipynb                                # run, scrub, write back
-python -m tools.notebooks check notebooks/*.ipynb                                  # fresh run against kept outputs
+python -m tools.notebooks refresh notebooks/[0-9]*.ipynb                           # run, scrub, write back
+python -m tools.notebooks check notebooks/[0-9]*.ipynb                             # fresh run against kept outputs
 """
 
 from __future__ import annotations

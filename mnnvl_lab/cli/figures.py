@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from mnnvl_lab import plots, records
-from mnnvl_lab.errors import RecordError
+from mnnvl_lab import plots
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
 from mnnvl_lab.plots.bounds import can_redraw, need_of, rows_of, tokens_of
-from mnnvl_lab.records import POINT_COLUMNS
-from mnnvl_lab.records.schema import OPTIONS, SIZES
+from mnnvl_lab.plots.parts import lines, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
 
 LAYOUT = ("tp", "dp", "pcp", "pp")
 SHAPE = (*LAYOUT, "hidden", "experts", "top_k", "format")
-LATENCY = tuple(name for name in POINT_COLUMNS if name not in ("mode", "tokens", *SIZES))
 EP_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -47,24 +42,6 @@ def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
         yield f"ranks{name}", plots.rank_grid(layout.to_frame())
 
 
-def load(path: str) -> pd.DataFrame:
-    """A record file with samples that can be drawn and compared.
-
-    Raises:
-        RecordError: no sound record, without rows, or with latencies that are no positive numbers.
-    """
-    table = records.load(path)
-    if table.empty:
-        raise RecordError(f"{path}: has no samples: a record needs one point at least; measure again")
-    wrong = ~(np.isfinite(table["latency_us"]) & (table["latency_us"] > 0))
-    if wrong.any():
-        raise RecordError(
-            f"{path}: latency_us of {wrong.sum()} of {len(table)} rows is no positive number, such as "
-            f"{table['latency_us'][wrong].iloc[0]}: a latency is one; measure again"
-        )
-    return table
-
-
 def save_all(named: Iterable[tuple[str, Axes]], out: str, kind: str) -> None:
     """Write each figure as soon as it is drawn, say where, and let it go."""
     import matplotlib as mpl
@@ -79,28 +56,6 @@ def save_all(named: Iterable[tuple[str, Axes]], out: str, kind: str) -> None:
         axes.figure.savefig(path)
         pyplot.close(axes.figure)
         print(path)
-
-
-def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of a table that make one figure, a line a mode.
-
-    How a mode is used, such as written in place, parts figures only where one mode is used in both ways; capacity and
-    runtime max only where they do not follow from the tokens.
-    """
-    own = [name for name in OPTIONS if (table.groupby("mode")[name].nunique() == 1).all()]
-    sizes = [name for name in SIZES if (table.groupby(["mode", "tokens"])[name].nunique() > 1).any()]
-    yield from settings(table, [*(name for name in LATENCY if name not in own), *sizes])
-
-
-def settings(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of a table in which `columns` do not vary, each named by those that vary in the whole table."""
-    varying = [name for name in columns if table[name].nunique() > 1]
-    if not varying:
-        yield "", table
-        return
-    for values, part in table.groupby(varying, sort=False):
-        words = [v if isinstance(v, str) else f"{name}{v}" for name, v in zip(varying, values, strict=True)]
-        yield "-" + re.sub(r"[^\w.-]+", "_", "-".join(words)), part
 
 
 def _workspaces(name: str, part: pd.DataFrame, gpu: Gpu) -> Iterator[tuple[str, Axes]]:

@@ -37,8 +37,9 @@ plot before.parquet more.parquet --out out/figures --type svg""",
 
 def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
-    from mnnvl_lab.cli.figures import figures, load, save_all
+    from mnnvl_lab.cli.figures import figures, save_all
     from mnnvl_lab.hardware import require_gpu
+    from mnnvl_lab.plots.parts import load
 
     gpu = require_gpu(args.gpu)
     table = records.join([load(file) for file in args.files])

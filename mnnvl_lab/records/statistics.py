@@ -68,7 +68,7 @@ def summary(table: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataF
     Returns:
         Columns `by`, then `p50_us, p90_us, p99_us, min_us, spread, n, low_us, high_us`; percentiles interpolate
         linearly, `spread` is the interquartile range over the median, `low_us` and `high_us` enclose the median with
-        95 % confidence (`order_statistics.median_ranks`), NaN where fewer than six iterations leave it open.
+        95 % confidence (`median_ranks`), NaN where fewer than six iterations leave it open.
 
     Raises:
         RecordError: `by` would mix independent EP groups.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,12 @@ MOST_DECIMALS = 4
 
 
 def table(
-    frame: pd.DataFrame, *, style: str = "markdown", columns: Sequence[str] | None = None, caption: str | None = None
+    frame: pd.DataFrame,
+    *,
+    style: str = "markdown",
+    columns: Sequence[str] | None = None,
+    caption: str | None = None,
+    headings: Mapping[str, str] | None = None,
 ) -> str:
     """A table in the words of the column registry.
 
@@ -34,6 +40,7 @@ def table(
         columns: which, in order; `interval` is `low_us` to `high_us`. By default the point columns that vary, then the
             statistics; what does not vary is said once, in the caption.
         caption: in place of that.
+        headings: of columns that neither the registry nor their own name describes well.
 
     Raises:
         Refused: no such style or column.
@@ -42,7 +49,9 @@ def table(
     if {"iteration", "latency_us"} <= set(frame.columns):
         frame = summary(frame)
     names = [_require(name, frame) for name in columns] if columns is not None else _shown(frame)
-    return render([_field(name, frame) for name in names], _constants(frame) if caption is None else caption)
+    fields = [_field(name, frame) for name in names]
+    fields = [replace(field, heading=(headings or {}).get(field.name, field.heading)) for field in fields]
+    return render(fields, _constants(frame) if caption is None else caption)
 
 
 def _require(name: str, frame: pd.DataFrame) -> str:
@@ -91,7 +100,7 @@ def _field(name: str, frame: pd.DataFrame) -> Field:
     column, values = COLUMNS.get(name), frame[name]
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     is_bytes = (column.unit == "B") if column else name.endswith("_bytes")
-    write = _bytes if is_bytes and numeric else _numbers(values) if numeric else _words(name)
+    write = _bytes if is_bytes and numeric else number_writer(values) if numeric else _words(name)
     cells = tuple("" if pd.isna(value) else write(value) for value in values)
     raw = tuple(None if pd.isna(value) else value for value in values) if numeric else (None,) * len(values)
     return Field(name=name, heading=heading_of(name, is_bytes=is_bytes), cells=cells, numeric=numeric, values=raw)
@@ -114,14 +123,14 @@ def _capital(words: str) -> str:
 
 def _interval(frame: pd.DataFrame) -> Field:
     ends = pd.concat([frame["low_us"], frame["high_us"]])
-    write = _numbers(ends)
+    write = number_writer(ends)
     pairs = list(zip(frame["low_us"], frame["high_us"], strict=True))
     cells = tuple("" if np.isnan(low) else f"{write(low)} – {write(high)}" for low, high in pairs)
     raw = tuple(None if np.isnan(low) else f"{low!r} {high!r}" for low, high in pairs)
     return Field(name=INTERVAL, heading="95 % interval (µs)", cells=cells, numeric=True, values=raw)
 
 
-def _numbers(values: pd.Series) -> Callable[[float], str]:
+def number_writer(values: pd.Series) -> Callable[[float], str]:
     """Writes each number of a column to the same decimals: three significant digits of the least one, at most four."""
     if not pd.api.types.is_float_dtype(values):
         return lambda value: f"{int(value)}" if abs(value) < 10_000 else f"{int(value):,}"

@@ -49,6 +49,11 @@ class Field:
     numeric: bool
     values: tuple[object, ...]
 
+    @classmethod
+    def of(cls, name: str, heading: str, cells: Sequence[str], values: Sequence[object]) -> Field:
+        """A column of numbers that are already written."""
+        return cls(name=name, heading=heading, cells=tuple(cells), numeric=True, values=tuple(values))
+
 
 def latex_escaped(text: str) -> str:
     """`text` with all that LaTeX would read as a command written out."""

@@ -1,0 +1,189 @@
+"""A measurement in the schema of others, to be handed upstream: aiconfigurator's Parquet, CollectiveX' JSON.
+
+What a schema has no place for is not forced into it: aiconfigurator's has no clock and no interval, so that only spans
+of kernels go there; CollectiveX' fresh-entry samples are eager, so that only these become its components.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from mnnvl_lab.errors import RecordError, choose
+from mnnvl_lab.model import require_format
+from mnnvl_lab.records.files import replacing
+from mnnvl_lab.records.statistics import slowest_rank, summary
+from mnnvl_lab.records.table import parts_of, provenance_of
+from mnnvl_lab.routing import Load, parse, traffic
+
+PERCENTILES = (50, 90, 95, 99)
+DECODE_TOKENS = 512
+"""CollectiveX counts batches up to so many tokens per rank as decode, larger ones as prefill."""
+COMPONENTS = MappingProxyType({"dispatch": "dispatch", "combine": "combine", "round": "roundtrip"})
+KERNELS = MappingProxyType({"one_sided": "NVLinkOneSided", "two_sided": "NVLinkTwoSided"})
+PHASES = MappingProxyType(
+    {"prepare": "alltoall_prepare", "dispatch": "alltoall_dispatch", "combine": "alltoall_combine"}
+)
+DTYPES = MappingProxyType(
+    {"bf16": "bfloat16", "fp16": "float16", "fp8_block": "fp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
+)
+
+
+def export(table: pd.DataFrame, path: str | os.PathLike, *, format: str) -> list[Path]:
+    """Write samples in the schema of another project.
+
+    Args:
+        path: a file for `aiconfigurator`, a folder for `collectivex`, which has one file per case.
+        format: `aiconfigurator` or `collectivex`.
+
+    Returns:
+        The files.
+
+    Raises:
+        RecordError: the samples have nothing that the schema holds, or were not all checked. Refused: no such format.
+    """
+    write = WRITERS[choose(format, WRITERS, "format")]
+    if not table["checked"].isin(["exact", "bounded"]).all():
+        raise RecordError("samples that were not checked against the oracle are not handed on; leave them out")
+    return write(table[table["delay_us"] == 0], Path(path), _machine(table))
+
+
+def _machine(table: pd.DataFrame) -> dict[str, object]:
+    parts = parts_of(provenance_of(table))
+    devices = {str(part.get("device")) for part in parts}
+    if len(devices) != 1:
+        raise RecordError(f"measured on {', '.join(sorted(devices))}: a file of one machine is exported; export each")
+    return parts[0]
+
+
+def _aiconfigurator(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:
+    """`trtllm_alltoall_perf`: a row a phase, in milliseconds, of the kernel clock."""
+    known = table["mode"].isin(KERNELS) & table["phase"].isin(PHASES) & table["format"].isin(DTYPES)
+    chosen = table[known & (table["clock"] == "kernel") & (table["fabric"] == "nvlink")]
+    if chosen.empty:
+        raise RecordError(
+            "no kernel spans of one-sided or two-sided over NVLink: aiconfigurator's table holds kernels' times and "
+            "has no column for a clock; record with --clock kernel"
+        )
+    medians = summary(chosen)
+    low = np.where(medians["low_precision_combine"], "_low_precision", "")
+    columns = {
+        "framework": "mnnvl_lab FlashInfer",
+        "version": str(machine.get("flashinfer", "")),
+        "device": re.sub(r"^\d+ x ", "", str(machine.get("device", ""))),
+        "op_name": medians["phase"].map(PHASES) + np.where(medians["phase"] == "combine", low, ""),
+        "kernel_source": medians["mode"].map(KERNELS),
+        "moe_dtype": medians["format"].map(DTYPES),
+        "num_tokens": medians["tokens"],
+        "hidden_size": medians["hidden"],
+        "topk": medians["top_k"],
+        "num_experts": medians["experts"],
+        "moe_ep_size": medians["ep_size"],
+        "distribution": medians["routing"],
+        "latency": medians["p50_us"] / 1e3,
+    }
+    with replacing(path) as file:
+        pd.DataFrame(columns).to_parquet(file, engine="pyarrow", index=False)
+    return [path]
+
+
+def _collectivex(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:
+    """`case-attempt` documents, one a mode, load and phase of serving."""
+    eager = table[(table["clock"] == "eager") & table["phase"].isin(COMPONENTS) & (table["tokens"] > 0)]
+    eager = eager[(eager["token_counts"] == "equal") & ~eager["routing"].str.startswith("replay")]
+    if eager.empty:
+        raise RecordError(
+            "no eager samples of dispatch, combine or round: CollectiveX' components are fresh-entry latencies; record "
+            "with --clock eager"
+        )
+    files = []
+    for serving, part in eager.groupby(np.where(eager["tokens"] <= DECODE_TOKENS, "decode", "prefill"), sort=False):
+        cases = part.groupby(["mode", "ep_size", "format", "routing", "seed", "hidden", "experts", "top_k"], sort=False)
+        for _, case in cases:
+            document = _case(case, serving, machine)
+            file = path / f"{document['identity']['case_id']}.json"
+            with replacing(file, text=True) as out:
+                json.dump(document, out, indent=1, allow_nan=False)
+            files.append(file)
+    return files
+
+
+def _case(case: pd.DataFrame, serving: str, machine: Mapping[str, object]) -> dict[str, object]:
+    first = case.iloc[0]
+    sku = re.sub(r"\W+", "-", re.sub(r"^\d+ x ", "", str(machine.get("device", "")))).lower()
+    factors = {
+        "backend": "mnnvl-lab-flashinfer",
+        "ep": int(first["ep_size"]),
+        "experts": int(first["experts"]),
+        "hidden": int(first["hidden"]),
+        "ladder": " ".join(str(tokens) for tokens in sorted(case["tokens"].unique())),
+        "mode": str(first["mode"]),
+        "nodes": 1,
+        "phase": serving,
+        "precision": str(first["format"]),
+        "routing": str(first["routing"]),
+        "scale_up_transport": str(first["fabric"]),
+        "topk": int(first["top_k"]),
+    }
+    words = [sku, factors["backend"], factors["mode"], serving, f"ep{factors['ep']}", factors["routing"]]
+    name = re.sub(r"[^\w.-]+", "-", "-".join([*words, f"seed{first['seed']}", factors["precision"]]))
+    return {
+        "version": 1,
+        "record_type": "case-attempt",
+        "generated_at": str(machine.get("created_at", "")),
+        "identity": {"attempt_ordinal": 1, "case_factors": {"case": factors, "sku": sku}, "case_id": name},
+        "measurement": {
+            "dispatch_dtype": str(first["format"]),
+            "combine_dtype": str(first["combine_dtype"]),
+            "payload_unit": "token-rank",
+            "rows": list(_rows(case)),
+        },
+        "implementation": {"name": "mnnvl_lab", "library_version": str(machine.get("flashinfer", ""))},
+        "topology": {"device_product": str(machine.get("device", "")), "nodes": 1, "world_size": int(first["ep_size"])},
+        "provenance": {"image": None, "source_sha": str(machine.get("commit", "")) or None},
+        "outcome": {"reasons": [], "status": "success"},
+    }
+
+
+def _rows(case: pd.DataFrame) -> Iterator[dict[str, object]]:
+    for tokens, samples in slowest_rank(case).groupby("tokens"):
+        point, ranks = samples.iloc[0], int(samples["ep_size"].iloc[0])
+        moved = _moved_bytes(point)
+        yield {
+            "tokens_per_rank": int(tokens),
+            "global_tokens": int(tokens) * ranks,
+            "components": {COMPONENTS[phase]: _component(own["latency_us"]) for phase, own in samples.groupby("phase")},
+            "byte_provenance": moved,
+            "correctness": {"passed": True, "max_relative_error": None},
+        }
+
+
+def _component(latency_us: pd.Series) -> dict[str, object]:
+    """Nearest-rank percentiles of the slowest rank, as CollectiveX reduces."""
+    values = np.percentile(latency_us.to_numpy(), PERCENTILES, method="inverted_cdf")
+    percentiles = {f"p{which}": float(value) for which, value in zip(PERCENTILES, values, strict=True)}
+    measured = {"availability": "measured", "origin": "measured"}
+    return measured | {"percentiles_us": percentiles, "sample_count": len(latency_us)}
+
+
+def _moved_bytes(point: pd.Series) -> dict[str, dict[str, int]]:
+    """Logical bytes of all ranks together: one row a token and target rank, its own included."""
+    load = Load(routing=parse(str(point["routing"])), tokens=int(point["tokens"]), seed=int(point["seed"]))
+    rows = int(traffic.rows_RR(load, **{name: int(point[name]) for name in ("experts", "top_k", "ep_size")}).sum())
+    hidden, form = int(point["hidden"]), require_format(str(point["format"]))
+    back = hidden if point["low_precision_combine"] else 2 * hidden
+    sizes = {"dispatch": rows * form.bytes_per_token(hidden), "combine": rows * back}
+    sizes["roundtrip"] = sizes["dispatch"] + sizes["combine"]
+    return {name: {"total_logical_bytes": size} for name, size in sizes.items()}
+
+
+WRITERS: Mapping[str, Callable[..., list[Path]]] = MappingProxyType(
+    {"aiconfigurator": _aiconfigurator, "collectivex": _collectivex}
+)
