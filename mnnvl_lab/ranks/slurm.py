@@ -122,6 +122,15 @@ class Allocation:
                 "or see sinfo for what the cluster has"
             ) from error
 
+    def expected_start(self, tasks: int) -> str:
+        """What Slurm says about when a job for so many ranks would start; none is submitted.
+
+        Raises:
+            SlurmError: it would take no such job.
+        """
+        words = [word for word in self.request(tasks, nodes=1) if word != "--parsable"]
+        return slurm_command("sbatch", "--test-only", *words, said=HOLD)
+
     def request(self, tasks: int, *, nodes: int) -> list[str]:
         """Words of `sbatch`. Nothing of this process's environment goes into the job, which Slurm keeps on disk."""
         own = [f"{FLAGS[name]}={value}" for name, value in self._settings.items() if name in FLAGS and value != ""]
@@ -288,7 +297,7 @@ def slurm_command(*command: str, said: str = "") -> str:
     if done.returncode:
         words = done.stderr.strip().removeprefix(f"{command[0]}: ").removeprefix("error: ")
         raise SlurmError(words or f"{command[0]} ended with exit code {done.returncode}")
-    return done.stdout.strip()
+    return (done.stdout or done.stderr).strip()
 
 
 def _asked_nodes(options: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from mnnvl_lab.__main__ import main
 from mnnvl_lab.errors import Interrupted, RankDied, RankTimeout, Refused
 from mnnvl_lab.exchange import MODES, Exchange
 from mnnvl_lab.layout import Layout
@@ -172,3 +173,12 @@ def test_inside_an_allocation_no_second_job_is_submitted(slurm):
 def test_what_slurm_does_not_take_is_refused_at_once(slurm, options, words):
     with pytest.raises(Refused, match=words):
         start(launcher_options={"SlurmEngineSetLauncher": options})
+
+
+def test_the_doctor_finds_the_cluster_without_a_job(slurm, capsys):
+    assert main(["doctor", "--launcher", "slurm"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"cluster +lab\*: 2 nodes idle with 2 processors", told)
+    assert re.search(r"address +nodes reach this machine at 127\.0\.0\.1 \(lo\)", told)
+    assert re.search(r"job +outside of a job: ranks get one of their own\. .*Job \d+ to start at", told)
+    assert not slurm.jobs
