@@ -221,6 +221,28 @@ def _uuids() -> list[str]:
     return []
 
 
+def nvlink_domain(gpu: int) -> str:
+    """Multi-node NVLink domain of a visible GPU: cluster UUID and clique, as NVML tells; empty if it is in none.
+
+    Args:
+        gpu: index among the visible GPUs.
+    """
+    with suppress(Exception):  # no NVML, or one too old to know of such domains
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            uuid = visible(_uuids(), os.environ.get("CUDA_VISIBLE_DEVICES"))[gpu]
+            pynvml.nvmlInit()  # `_uuids` has shut it down
+            info = pynvml.c_nvmlGpuFabricInfo_t()
+            pynvml.nvmlDeviceGetGpuFabricInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid), info)
+            cluster = bytes(info.clusterUuid)
+        finally:
+            pynvml.nvmlShutdown()
+        return f"{cluster.hex()}-{info.cliqueId}" if any(cluster) else ""
+    return ""
+
+
 def comes_to_rest(device: torch.device, *, limit_s: float = REST_LIMIT_S) -> bool:
     """Whether what this process has enqueued on a GPU ends in time; asks again and again, never waits in the driver.
 

@@ -1,13 +1,16 @@
 """What needs no cluster: words for Slurm, states of jobs in words, and which host a rank is on."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from mnnvl_lab import transport
 from mnnvl_lab.__main__ import main
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import network, slurm
+from mnnvl_lab.ranks.gpu_placement import place_on_hosts
 from mnnvl_lab.ranks.remote import Host, placed
 from mnnvl_lab.ranks.slurm import Allocation, JobState, count_ids, parsed
 from mnnvl_lab.ranks.ssh import SshHosts
@@ -37,6 +40,38 @@ def allocation(monkeypatch):
 def test_ranks_fill_hosts_in_the_layouts_order(slots, gpus_per_node, expected):
     layout = Layout(tp=2, dp=2, gpus_per_node=gpus_per_node)
     assert "".join(host.name for host in placed(hosts(**slots), layout)) == expected
+
+
+def test_a_rank_has_the_gpu_of_its_place_on_its_host():
+    placement = place_on_hosts(Layout(dp=4), fabric="nvlink")
+    assert [placement.gpu(rank, ("a", "a", "b", "b")) for rank in range(4)] == [0, 1, 0, 1]
+    assert [placement.gpu(rank, ("a", "a", "a", "a")) for rank in range(4)] == [0, 1, 2, 3]
+    assert place_on_hosts(Layout(dp=4), fabric="host").gpu(3, ("a",) * 4) is None
+    with pytest.raises(Refused, match="MPS is started on this machine alone"):
+        place_on_hosts(Layout(dp=4), fabric="shared_gpu")
+
+
+class FarRanks:
+    """A rank of an NVLink EP group whose two ranks are on two machines; both GPUs are in a domain."""
+
+    fabric, hosts, device = "nvlink", ("a", "b"), SimpleNamespace(index=0)
+
+    def __init__(self, *domains):
+        self._group = SimpleNamespace(ranks=(0, 1), allgather=lambda _: list(domains))
+
+    def group(self, name):
+        return self._group
+
+    def shares_memory(self, ranks):
+        return False
+
+
+@pytest.mark.parametrize("domains", [("", ""), ("x-0", ""), ("x-0", "x-1")])
+def test_nvlink_workspaces_span_machines_of_one_domain_alone(domains):
+    transport._require_span(FarRanks("x-0", "x-0"), "one_sided")
+    transport._require_span(FarRanks(*domains), "all_to_all")
+    with pytest.raises(Refused, match=r"on fabric nvlink with rank 0 on a, rank 1 on b: .*no common NVLink domain"):
+        transport._require_span(FarRanks(*domains), "one_sided")
 
 
 def test_hosts_without_room_are_refused_by_name():

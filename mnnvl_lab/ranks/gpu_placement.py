@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -17,15 +18,22 @@ class Placement:
     """GPUs of the ranks of a layout.
 
     Attributes:
-        gpus: index of each rank's GPU among the visible ones; empty on `host`.
+        gpus: index of each rank's GPU among the visible ones; empty on `host`, and where hosts decide.
         ranks_per_gpu: the most ranks that share a GPU; 0 on `host`.
     """
 
     gpus: tuple[int, ...] = ()
     ranks_per_gpu: int = 0
 
-    def gpu(self, rank: int) -> int | None:
-        return self.gpus[rank] if self.gpus else None
+    def gpu(self, rank: int, hosts: Sequence[str] = ()) -> int | None:
+        """Index of a rank's GPU among those that its host shows.
+
+        Args:
+            hosts: of all ranks; needed where hosts decide.
+        """
+        if self.gpus:
+            return self.gpus[rank]
+        return hosts[:rank].count(hosts[rank]) if self.ranks_per_gpu else None
 
 
 def place(layout: Layout, *, fabric: str, visible_gpus: int) -> Placement:
@@ -45,6 +53,20 @@ def place(layout: Layout, *, fabric: str, visible_gpus: int) -> Placement:
         raise Refused(_too_large(layout, fabric=fabric, visible_gpus=visible_gpus, capacity=capacity))
     ranks_per_gpu = 1 if fabric == "nvlink" else -(-size // visible_gpus)
     return Placement(gpus=tuple(rank // ranks_per_gpu for rank in range(size)), ranks_per_gpu=ranks_per_gpu)
+
+
+def place_on_hosts(layout: Layout, *, fabric: str) -> Placement:
+    """Give every rank the GPU of its place on its host; how many GPUs a host has, only the host can tell.
+
+    Raises:
+        Refused: the fabric needs a daemon on the hosts, which this package starts on this machine only.
+    """
+    if fabric == "shared_gpu":
+        raise Refused(
+            f"{layout.world_size} ranks on fabric shared_gpu on other hosts: MPS is started on this machine alone; use "
+            "launcher local, or fabric nvlink with a GPU per rank"
+        )
+    return Placement(ranks_per_gpu=0 if fabric == "host" else 1)
 
 
 def require_fabric(name: str) -> str:

@@ -129,14 +129,15 @@ class Joining:
         return require_strings(self._env(rank)) if callable(self._env) else {}
 
     def _assignment(self, rank: int, layout: Layout, placement: Placement, store: tuple[str, int]) -> RankAssignment:
+        hosts = tuple(self._pool.processes[other].host for other in range(layout.world_size))
         return RankAssignment(
             index=rank,
             layout=layout,
             fabric=self._fabric,
-            gpu=placement.gpu(rank),
+            gpu=placement.gpu(rank, hosts),
             store=store,
             round=self.joins,
             segment_dir=self._cluster.segment_dir,
-            hosts=tuple(self._pool.processes[other].host for other in range(layout.world_size)),
+            hosts=hosts,
             memories=tuple(self._pool.processes[other].memory for other in range(layout.world_size)),
         )

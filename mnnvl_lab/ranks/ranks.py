@@ -23,11 +23,11 @@ from mnnvl_lab.ranks.arguments import (
     require_seconds,
 )
 from mnnvl_lab.ranks.cluster import Cluster
-from mnnvl_lab.ranks.gpu_placement import Placement, place, require_fabric
+from mnnvl_lab.ranks.gpu_placement import Placement, place, place_on_hosts, require_fabric
 from mnnvl_lab.ranks.interrupts import DELAY_S, hold_interrupts, shown_step
 from mnnvl_lab.ranks.joining import Environment, Joining
 from mnnvl_lab.ranks.kernel_build import compile_missing
-from mnnvl_lab.ranks.launchers import require_launcher
+from mnnvl_lab.ranks.launchers import Launcher, require_launcher
 from mnnvl_lab.ranks.mps import GpuSharing
 from mnnvl_lab.ranks.pool import RankPool
 
@@ -72,15 +72,19 @@ class Ranks:
     ):
         self.progress = progress
         self.layout, self.fabric = require_layout(layout), require_fabric(fabric)
-        self._placement, env = _place(layout, self.fabric), require_environment({} if env is None else env)
-        chosen, start_timeout_s = require_launcher(launcher), require_seconds("start_timeout_s", start_timeout_s)
+        env = require_environment({} if env is None else env)
+        self._launcher, start_timeout_s = (
+            require_launcher(launcher),
+            require_seconds("start_timeout_s", start_timeout_s),
+        )
+        self._placement = _place(layout, self.fabric, self._launcher)
         options = require_options(launcher_options)
         if self.fabric != "host" and count_visible_gpus():
             compile_missing(progress=progress)
         words = {"done": f"{self.size} ranks started", "then": "Every process was ended; start them again."}
         words |= {"status": self._status}
         with shown_step(set, f"starting {self.size} ranks", progress=progress, delay_s=0, **words):
-            self._start(env, launcher=chosen, options=options, start_timeout_s=start_timeout_s)
+            self._start(env, launcher=self._launcher, options=options, start_timeout_s=start_timeout_s)
 
     def _start(self, env: Environment, **cluster: Any) -> None:
         self._closer = None
@@ -200,7 +204,7 @@ class Ranks:
         """
         self.require_open()
         before = self.layout, self._placement
-        self._placement = _place(require_layout(layout), self.fabric)
+        self._placement = _place(require_layout(layout), self.fabric, self._launcher)
         self.layout = layout
         try:
             with self._step(f"joining {self.size} ranks"):
@@ -261,7 +265,9 @@ class Ranks:
         return cluster.status if cluster else ""
 
 
-def _place(layout: Layout, fabric: str) -> Placement:
+def _place(layout: Layout, fabric: str, launcher: Launcher) -> Placement:
+    if launcher.remote:
+        return place_on_hosts(layout, fabric=fabric)
     return place(layout, fabric=fabric, visible_gpus=0 if fabric == "host" else count_visible_gpus())
 
 

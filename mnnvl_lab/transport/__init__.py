@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.hardware import nvlink_domain
 
 if TYPE_CHECKING:
     from mnnvl_lab.exchange import Exchange
@@ -61,12 +62,22 @@ def _require_span(rank: Rank, mode: str) -> None:
     Raises:
         Refused: its ranks are on machines that share no memory, which the fabric needs.
     """
-    ranks = rank.group("ep").ranks
-    if mode in EVERY_FABRIC or rank.fabric != "host" or rank.shares_memory(ranks):
+    group = rank.group("ep")
+    if mode in EVERY_FABRIC or rank.shares_memory(group.ranks):
         return
-    where = ", ".join(f"rank {r} on {rank.hosts[r]}" for r in ranks)
+    if rank.fabric == "host":
+        needed = "its workspace is memory that ranks share"
+    elif not _one_domain(group.allgather(nvlink_domain(rank.device.index))):
+        needed = "its workspace needs NVLink between all GPUs, and they are in no common NVLink domain (MNNVL)"
+    else:
+        return
+    where = ", ".join(f"rank {r} on {rank.hosts[r]}" for r in group.ranks)
     raise Refused(
-        f"mode {mode} on fabric host with {where}: its workspace is memory that ranks share, so that all ranks of an "
-        f"EP group must be on one machine; use one host, pipeline stages of one host each, or a baseline "
-        f"({', '.join(EVERY_FABRIC)}), which sends over the network"
+        f"mode {mode} on fabric {rank.fabric} with {where}: {needed}, so that all ranks of an EP group must be on one "
+        f"machine; use one host, pipeline stages of one host each, or a baseline ({', '.join(EVERY_FABRIC)}), which "
+        "sends over the network"
     )
+
+
+def _one_domain(domains: list[str]) -> bool:
+    return bool(domains[0]) and len(set(domains)) == 1
