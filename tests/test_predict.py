@@ -325,17 +325,20 @@ def test_the_interval_holds_what_the_table_says():
 
 def test_blog18_was_not_fitted_and_is_predicted():
     """One-sided bf16, EP 8 to 64 on GB200: another format and larger EP than the table's one-sided figures."""
-    blog = datasets.load_published("trtllm_blog18").query(
-        "quantity == 'latency' and format == 'bf16' and mode == 'one_sided'"
-    )
-    rounds = blog.groupby(["ep_size", "tokens"])["value"].agg(["sum", "size"]).query("size == 2")["sum"]
-    assert len(rounds) >= 5
-    errors = []
-    for (ep_size, tokens), latency_us in rounds.items():
-        layout = Layout(dp=int(ep_size), gpus_per_node=4)
-        found = lab.predict(layout, **V3, tokens=int(tokens), mode="one_sided", gpu="gb200", routing="balanced")
-        errors.append(abs(found["one_sided"].latency_us / latency_us - 1))
-    assert np.median(errors) < 0.2, errors
+    blog = datasets.load_published("trtllm_blog18").query("format == 'bf16'")
+    found = lab.prediction.against_published(blog, mode="one_sided", gpu="gb200")
+    assert set(found["ep_size"]) == {8, 16, 32, 64}
+    assert found["error_percent"].abs().median() < 10
+    assert found["error_percent"].abs().max() < 20
+    assert found["inside"].all()
+
+
+def test_published_rounds_of_several_formats_are_refused():
+    blog = datasets.load_published("trtllm_blog18")
+    with pytest.raises(Refused, match="pass rounds of one format"):
+        lab.prediction.against_published(blog, mode="one_sided", gpu="gb200")
+    with pytest.raises(Refused, match="cannot be predicted"):
+        lab.prediction.against_published(blog.query("format == 'bf16'"), mode="one_sided", gpu="b200")
 
 
 @pytest.mark.parametrize(("tokens", "ranks", "top_k"), [(1, 16, 8), (5, 16, 8), (7, 4, 8), (64, 64, 8), (3, 2, 8)])

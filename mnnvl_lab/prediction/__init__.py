@@ -3,6 +3,7 @@
 from mnnvl_lab.prediction.calibration import CONFIDENCE, Calibration, FittedPart, load_calibration
 from mnnvl_lab.prediction.crossings import predicted_crossings, table_crossings
 from mnnvl_lab.prediction.forecast import Forecast, ModeForecast
+from mnnvl_lab.prediction.holdout import against_published
 from mnnvl_lab.prediction.predict import predict
 from mnnvl_lab.prediction.table_fit import left_out_errors
 
@@ -12,6 +13,7 @@ __all__ = [
     "FittedPart",
     "Forecast",
     "ModeForecast",
+    "against_published",
     "left_out_errors",
     "load_calibration",
     "predict",
