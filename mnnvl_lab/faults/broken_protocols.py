@@ -14,6 +14,7 @@ import torch
 
 from mnnvl_lab.errors import choose
 from mnnvl_lab.exchange import Batch
+from mnnvl_lab.faults.published_twice import PrepareInSteps, StepPublishedTwice
 from mnnvl_lab.transport.base import Transport, Validated, bare
 from mnnvl_lab.transport.host.fifo import HEAD, Fifo, FifoChannels, SendBatch
 from mnnvl_lab.transport.host.one_sided import HostOneSided
@@ -175,7 +176,7 @@ class Variant:
 
     @property
     def sound(self) -> type:
-        return next(base for base in (HostOneSided, HostTwoSided) if issubclass(self.transport, base))
+        return next(base for base in (HostOneSided, PrepareInSteps, HostTwoSided) if issubclass(self.transport, base))
 
 
 VARIANTS = (
@@ -250,6 +251,17 @@ VARIANTS = (
         ),
         tokens=(400,),
         hidden=7168,
+    ),
+    Variant(
+        transport=StepPublishedTwice,
+        title="A full last step is published twice",
+        question="Prepare sends ids and weights in steps. Which rows are wrong, and in which round for the first time?",
+        explanation=(
+            "If the receiver sets head and tail to 0 between the two publications, head stays above 0. In the next "
+            "round the receiver believes that a step has come, and takes ids and weights of the round before. Rows "
+            "stay right. FlashInfer 0.7.2 has this mistake."
+        ),
+        tokens=(4620,),  # of top-4 choices among 12 experts on three ranks: 16 full packets to each target
     ),
 )
 

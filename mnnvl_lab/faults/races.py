@@ -131,13 +131,13 @@ def challenge(rank, name: str, *, rounds: int = 4, sound: bool = False) -> list[
             load = Load(routing=Uniform(), tokens=tokens, seed=seed)
             work = Work.of(rank, Point(exchange=exchange, load=load))
             try:
-                found += _wrongs(transport, work)
+                found += wrongs_of_round(transport, work)
             except RankTimeout as hang:
                 return [*found, f"hang: {hang.cause}"]
     return found
 
 
-def _wrongs(transport, work) -> list[str]:
+def wrongs_of_round(transport, work) -> list[str]:
     """One round to its end, whatever is found wrong in it."""
     from mnnvl_lab.measure.check import check_combined, check_received
     from mnnvl_lab.measure.workload import fake_experts

@@ -3,16 +3,20 @@
 `search(OneSided(...).protocol)` returns the shortest sequence of steps that goes wrong, or says that none does.
 """
 
+from mnnvl_lab.model_check.counterparts import COUNTERPARTS, Counterpart
 from mnnvl_lab.model_check.one_sided import MISTAKES, OneSided, Round
 from mnnvl_lab.model_check.pico import PICO_MISTAKES, Pico
 from mnnvl_lab.model_check.protocol import Memory, Protocol, Step, Violation
 from mnnvl_lab.model_check.search import Event, Result, search
+from mnnvl_lab.model_check.trace_table import trace_table
 from mnnvl_lab.model_check.two_sided import FIFO_MISTAKES, Prepare, TwoSidedFifo
 
 __all__ = [
+    "COUNTERPARTS",
     "FIFO_MISTAKES",
     "MISTAKES",
     "PICO_MISTAKES",
+    "Counterpart",
     "Event",
     "Memory",
     "OneSided",
@@ -25,4 +29,5 @@ __all__ = [
     "TwoSidedFifo",
     "Violation",
     "search",
+    "trace_table",
 ]

@@ -7,6 +7,7 @@ or configured: that is the caller's.
 
 from mnnvl_lab.plots.bounds import lower_bounds
 from mnnvl_lab.plots.compare import comparison, context, fastest, prediction_errors
+from mnnvl_lab.plots.interleaving import interleaving
 from mnnvl_lab.plots.layout import rank_grid, waits
 from mnnvl_lab.plots.lines import latency, memory
 from mnnvl_lab.plots.memory_ledger import growth, memory_ledger
@@ -30,6 +31,7 @@ __all__ = [
     "fifos",
     "film",
     "growth",
+    "interleaving",
     "latency",
     "left_out_errors",
     "live_region",
