@@ -223,3 +223,8 @@ def meet_in_turn(rank, groups):
             group = Group(name=f"some {ranks}", ranks=ranks, member=rank.index, fabric="host")
             said.append(tuple(group.allgather(rank.index)))
     return said
+
+
+def gather_sizes(rank, sizes):
+    """Lengths of the objects that every rank sees, of which some are too large for one collective call."""
+    return [len(part) for part in rank.group("world").allgather(b"x" * sizes[rank.index])]

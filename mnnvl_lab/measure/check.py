@@ -15,7 +15,7 @@ import torch
 
 from mnnvl_lab.errors import Refused, WrongResult
 from mnnvl_lab.measure.workload import Work, fake_experts, received_factor
-from mnnvl_lab.oracle import kernel_rules, partial_factor, payload, reduce_slots
+from mnnvl_lab.oracle import kernel_rules, payload, reduce_slots
 from mnnvl_lab.oracle.payload import E4M3_MAX
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
     for index, expected in enumerate(work.payloads(source, tokens)):
         _require_equal(work, received.payloads[index][block], expected, tokens, f"payload {index} of ep_rank {source}")
     factor = received_factor(work, received.experts[block], received.weights[block])
-    expected = work.on_device(_factors_TR(work, source)[tokens, work.ep_rank])
+    expected = work.on_device(work.sources[source].factors_TR[tokens, work.ep_rank])
     _require_equal(work, factor[:, None], expected[:, None], tokens, f"ids and weights of ep_rank {source}")
     return tokens
 
@@ -84,22 +84,7 @@ def _due(work: Work, source: int) -> np.ndarray:
     """Tokens of `source` that must arrive here: those routed here, or all where everything is gathered."""
     if work.point.exchange.mode == "allgather_reducescatter":
         return np.arange(work.tokens_of(source))
-    return kernel_rules.sent_tokens(_targets_TK(work, source), work.ep_rank)
-
-
-def _targets_TK(work: Work, source: int) -> np.ndarray:
-    x = work.point.exchange
-    chosen = work.point.load.experts_TK(source, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
-    return kernel_rules.target_ranks(chosen, experts=x.experts, ep_size=x.ep_size)
-
-
-def _factors_TR(work: Work, source: int) -> np.ndarray:
-    """What each rank's experts multiply each of a source's rows by."""
-    x = work.point.exchange
-    shape = {"experts": x.experts, "ep_size": x.ep_size}
-    chosen = work.point.load.experts_TK(source, **shape, top_k=x.top_k)
-    weights = work.point.load.weights_TK(source, top_k=x.top_k)
-    return np.stack([partial_factor(chosen, weights, ep_rank=r, **shape) for r in range(x.ep_size)], axis=1)
+    return kernel_rules.sent_tokens(work.sources[source].targets_TK, work.ep_rank)
 
 
 def check_combined(work: Work, combined: torch.Tensor) -> str:
@@ -142,7 +127,8 @@ class Chunk:
 
 
 def _chunks(work: Work) -> Iterator[Chunk]:
-    targets_TK, factors_TR = _targets_TK(work, work.ep_rank), _factors_TR(work, work.ep_rank)
+    own = work.sources[work.ep_rank]
+    targets_TK, factors_TR = own.targets_TK, own.factors_TR
     tokens = len(targets_TK)
     step = max(1, CHUNK_BYTES[work.device.type] // (4 * work.point.exchange.hidden))
     for start in range(0, tokens, step):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +17,51 @@ import torch
 from mnnvl_lab.exchange import Batch, Received
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.model import Part
-from mnnvl_lab.oracle import partial_factor, payload
+from mnnvl_lab.oracle import kernel_rules, partial_factor, payload
 from mnnvl_lab.ranks.rank import Rank
 
 if TYPE_CHECKING:
     from mnnvl_lab.transport.base import Transport
 
 FLOAT_ROWS = ("bfloat16", "float16", "float32")  # formats whose rows are numbers; others travel as bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What one rank of a point sends, as every rank computes it from the seed; each array is made once.
+
+    Attributes:
+        point: what is measured.
+        ep_rank: the rank that sends.
+    """
+
+    point: Point
+    ep_rank: int
+
+    @cached_property
+    def experts_TK(self) -> np.ndarray:
+        x = self.point.exchange
+        return self.point.load.experts_TK(self.ep_rank, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
+
+    @cached_property
+    def weights_TK(self) -> np.ndarray:
+        return self.point.load.weights_TK(self.ep_rank, top_k=self.point.exchange.top_k)
+
+    @cached_property
+    def targets_TK(self) -> np.ndarray:
+        """int32 `[T, K]`: the rank at the first choice that names it, -1 at the others."""
+        x = self.point.exchange
+        return kernel_rules.target_ranks(self.experts_TK, experts=x.experts, ep_size=x.ep_size)
+
+    @cached_property
+    def factors_TR(self) -> np.ndarray:
+        """float32 `[T, R]`: what each rank's experts multiply each of the rows by."""
+        x = self.point.exchange
+        factors = (
+            partial_factor(self.experts_TK, self.weights_TK, ep_rank=rank, experts=x.experts, ep_size=x.ep_size)
+            for rank in range(x.ep_size)
+        )
+        return np.stack(list(factors), axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +73,28 @@ class Work:
         ep_rank: whose side.
         device: where the tensors live.
         noise: the seeded vector of which every row is a window (`oracle.payload`).
+        sources: what each rank sends.
     """
 
     point: Point
     ep_rank: int
     device: torch.device
     noise: torch.Tensor
+    sources: tuple[Source, ...]
 
     @classmethod
     def of(cls, rank: Rank, point: Point) -> Work:
         noise = torch.from_numpy(payload.noise(point.load.seed, point.exchange.hidden)).to(rank.device)
-        return cls(point=point, ep_rank=rank.group("ep").rank, device=rank.device, noise=noise)
+        sources = tuple(Source(point=point, ep_rank=each) for each in range(point.exchange.ep_size))
+        return cls(point=point, ep_rank=rank.group("ep").rank, device=rank.device, noise=noise, sources=sources)
 
     @property
     def experts_TK(self) -> np.ndarray:
-        x = self.point.exchange
-        return self.point.load.experts_TK(self.ep_rank, experts=x.experts, top_k=x.top_k, ep_size=x.ep_size)
+        return self.sources[self.ep_rank].experts_TK
 
     @property
     def weights_TK(self) -> np.ndarray:
-        return self.point.load.weights_TK(self.ep_rank, top_k=self.point.exchange.top_k)
+        return self.sources[self.ep_rank].weights_TK
 
     def tokens_of(self, rank: int) -> int:
         """T of a rank."""

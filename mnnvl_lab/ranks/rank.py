@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import pickle
 import traceback
 import weakref
 from collections.abc import Iterable
@@ -88,6 +89,9 @@ def _decode(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode(errors="ignore")
 
 
+SMALL_BYTES = 2048  # of one gathered object: signatures, problems and a few samples fit
+
+
 class Group:
     """Collective operations among some ranks of the layout. Every member calls the same ones in the same order.
 
@@ -131,15 +135,31 @@ class Group:
         return self._new_group("nccl")
 
     def allgather(self, obj: Any) -> list[Any]:
-        """Every member's object, in the group's order."""
+        """Every member's object, in the group's order.
+
+        One collective call for objects whose pickle fits `SMALL_BYTES` on every member, two otherwise (torch's
+        `all_gather_object` always takes two: sizes, then contents).
+        """
         if self.size == 1:
             return [obj]
+        data = pickle.dumps(obj)
+        with self._counted():
+            heads = self._gather_bytes(len(data).to_bytes(8, "little") + data[: SMALL_BYTES - 8], SMALL_BYTES)
+            sizes = [int.from_bytes(head[:8], "little") for head in heads]
+            if max(sizes) <= SMALL_BYTES - 8:
+                return [pickle.loads(head[8 : 8 + size]) for head, size in zip(heads, sizes, strict=True)]
+            whole = self._gather_bytes(data, max(sizes))
+        return [pickle.loads(part[:size]) for part, size in zip(whole, sizes, strict=True)]
+
+    def _gather_bytes(self, data: bytes, room_bytes: int) -> list[bytes]:
+        """Every member's `data`, filled up to `room_bytes`, which is equal on all members."""
+        import torch
         import torch.distributed as dist
 
-        objects = [None] * self.size
-        with self._counted():
-            dist.all_gather_object(objects, obj, group=self.process_group)
-        return objects
+        mine = torch.frombuffer(bytearray(data.ljust(room_bytes, b"\0")), dtype=torch.uint8)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine, group=self.process_group)
+        return [part.numpy().tobytes() for part in parts]
 
     def broadcast(self, obj: Any, root: int = 0) -> Any:
         """The object of the member `root` (its place in the group) on all members."""
