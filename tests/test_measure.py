@@ -13,7 +13,7 @@ from mnnvl_lab.measure import Delay, Point, Sampling, Sweep, measure
 from mnnvl_lab.measure.check import check_combined, check_received
 from mnnvl_lab.measure.clocks import ANNOTATION, Sample, require_cuda, spans
 from mnnvl_lab.measure.run import collect, median_uncertainty
-from mnnvl_lab.measure.workload import Work
+from mnnvl_lab.measure.workload import Source, Work
 from mnnvl_lab.oracle import Oracle, payload
 from mnnvl_lab.records import slowest_rank
 from mnnvl_lab.routing import Load, Uniform
@@ -30,7 +30,8 @@ def point_of(mode="one_sided", tokens=(5, 0, 9), **fields):
 
 def work_of(point, ep_rank=0):
     noise = torch.from_numpy(payload.noise(point.load.seed, HIDDEN))
-    return Work(point=point, ep_rank=ep_rank, device=torch.device("cpu"), noise=noise)
+    sources = tuple(Source(point=point, ep_rank=each) for each in range(point.exchange.ep_size))
+    return Work(point=point, ep_rank=ep_rank, device=torch.device("cpu"), noise=noise, sources=sources)
 
 
 def oracle_of(point):

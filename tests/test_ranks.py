@@ -355,4 +355,4 @@ def test_use_replaces_a_rank_that_died_unnoticed(ranks):
 @pytest.mark.parametrize("sizes", [(0, 1, 2, 3), (10, 5000, 0, 3), (2030, 2031, 2032, 2033), (10**6, 1, 2040, 7)])
 def test_objects_of_any_size_are_gathered(host_ranks, sizes):
     host_ranks.use(Layout(dp=4))
-    assert host_ranks.run(helpers.gather_sizes, sizes) == [list(sizes)] * 4
+    assert host_ranks.run(on.gather_sizes, sizes) == [list(sizes)] * 4
