@@ -35,6 +35,7 @@ _MODULES = {
     "memory_overhead": "mnnvl_lab.measure.memory_overhead",
     "model_check": "mnnvl_lab.model_check",
     "oracle": "mnnvl_lab.oracle",
+    "pico": "mnnvl_lab.transport.pico.steps",
     "planner": "mnnvl_lab.planner",
     "plots": "mnnvl_lab.plots",
     "prediction": "mnnvl_lab.prediction",

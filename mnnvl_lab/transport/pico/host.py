@@ -93,7 +93,7 @@ def interpreted_kernels():
     Raises:
         Refused: Triton is not installed, or this process has imported the kernels for a GPU.
     """
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels' module is imported
+    use_interpreter()
     try:
         from mnnvl_lab.transport.pico import kernels
     except ImportError as error:
@@ -101,3 +101,8 @@ def interpreted_kernels():
     if not kernels.INTERPRETED:
         raise Refused("mode pico on host: this process has compiled the kernels for a GPU; use a process of its own")
     return kernels
+
+
+def use_interpreter() -> None:
+    """Let Triton interpret the kernels that this process imports from now on."""
+    os.environ["TRITON_INTERPRET"] = "1"

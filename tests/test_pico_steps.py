@@ -1,0 +1,57 @@
+"""Pico in steps, as notebook 12 shows them."""
+
+import pytest
+
+from mnnvl_lab.transport.pico import steps
+from mnnvl_lab.transport.pico.launch import COUNTED_TOKENS, MOST_SPLIT, PULLED_TOKENS, Tuning, power_of_two
+
+TARGETS = [[0, 1], [1, 1], [1, 0]]
+
+
+def rows_of(two, rank):
+    return two.memory[rank, :14].view(7, 2).tolist()
+
+
+def test_without_slots_rows_overwrite_each_other():
+    two = steps.TwoRanks().put(TARGETS, count=False, distinct=False, flag=False)
+    assert rows_of(two, 1) == [[12, 2]] + [[0, 0]] * 6
+
+
+def test_with_slots_a_rank_named_twice_gets_two_rows():
+    two = steps.TwoRanks().put(TARGETS, distinct=False)
+    assert rows_of(two, 1)[:4] == [[10, 0], [11, 1], [11, 1], [12, 2]]
+    assert two.memory[:, 14].tolist() == [2, 4]
+
+
+def test_distinct_rows_with_counts_and_flags():
+    two = steps.TwoRanks().put(TARGETS, epoch=3)
+    assert rows_of(two, 1)[:3] == [[30, 0], [31, 1], [32, 2]]
+    assert two.memory[:, 14:].tolist() == [[2, 3], [3, 3]]
+
+
+def test_a_later_round_leaves_old_rows_behind_its_count():
+    two = steps.TwoRanks().put(TARGETS, epoch=1).put([[0, 0]], epoch=2)
+    assert two.memory[:, 14:].tolist() == [[1, 2], [0, 2]]
+    assert rows_of(two, 1)[0] == [10, 0]
+
+
+def test_the_recorded_ladder_is_below_flashinfer_at_every_size():
+    fastest = steps.fastest(steps.ladder())
+    assert list(fastest.index) == [2**n for n in range(13)]
+    assert (fastest["pico"] < fastest["FlashInfer"]).all()
+
+
+@pytest.mark.parametrize("tuning", [Tuning.of, Tuning.interpreted])
+def test_programs_have_a_flag_each_and_slots_by_atomics_whole_rows(tuning):
+    for tokens in range(1, 2 * PULLED_TOKENS):
+        chosen = tuning(tokens)
+        if chosen.count:
+            assert tokens <= COUNTED_TOKENS
+            assert chosen.dispatch_split <= MOST_SPLIT
+        else:
+            assert chosen.dispatch_split == 1
+        assert not chosen.pushers or chosen.combine_split == 1
+
+
+def test_powers_of_two():
+    assert [power_of_two(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
