@@ -9,7 +9,7 @@ from mnnvl_lab import transport
 from mnnvl_lab.__main__ import main
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.ranks import network, slurm
+from mnnvl_lab.ranks import arguments, network, slurm
 from mnnvl_lab.ranks.gpu_placement import place_on_hosts
 from mnnvl_lab.ranks.remote import Host, placed
 from mnnvl_lab.ranks.slurm import Allocation, JobState, count_ids, parsed
@@ -149,3 +149,10 @@ def test_the_way_to_this_machine_is_loopback():
     assert network.address_towards("127.0.0.1") == "127.0.0.1"
     assert network.interface_of("127.0.0.1").startswith("lo")
     assert network.interface_of("203.0.113.1") == ""
+
+
+def test_more_ranks_than_memory_are_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(arguments.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 30))
+    arguments.require_memory(17)
+    with pytest.raises(Refused, match="1024 MiB of memory are available, but 128 more ranks need 7680"):
+        arguments.require_memory(128)

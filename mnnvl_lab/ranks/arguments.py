@@ -130,6 +130,7 @@ def require_importable(fn: Any) -> Callable:
 
 CONTROLLER_FILES, RANK_FILES = 128, 8  # open in the controller or in rank 0: measured 77 + 6 per rank, and 67 + 2
 NOTEBOOK_FILES = 40  # that this process opens besides: measured 30
+RANK_MIB = 60  # of a forked rank of its own: measured 58 with 64 ranks on `host`; what it imports is shared
 ROOM_BYTES = 4 << 20
 REMEDY = "free some space, or set TMPDIR to a directory that has it"
 
@@ -165,6 +166,21 @@ def created(directory: OwnedDirectory) -> Path:
         return directory.create()
     except OSError as error:
         raise Refused(f"{directory.path} cannot be created ({error.strerror}); {REMEDY}") from error
+
+
+def require_memory(ranks: int) -> None:
+    """Check that this machine has memory for so many more ranks: with less, Linux would end some process or other.
+
+    Raises:
+        Refused: too little is available.
+    """
+    available_mib = psutil.virtual_memory().available >> 20
+    if available_mib < RANK_MIB * ranks:
+        raise Refused(
+            f"{available_mib} MiB of memory are available, but {ranks} more ranks need {RANK_MIB * ranks} "
+            f"({RANK_MIB} each, before any workspace): use a smaller layout, close other ranks, or spread them over "
+            "hosts (docs/launchers.md)"
+        )
 
 
 def require_open_files(ranks: int) -> None:

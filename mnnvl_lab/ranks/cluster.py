@@ -18,7 +18,7 @@ from mnnvl_lab.errors import RankDied, RankTimeout, Refused
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.processes.ownership import RUN_VARIABLE, End, OwnedDirectory, after_error, alive, end, marked_processes
 from mnnvl_lab.processes.reaper_client import Reaper
-from mnnvl_lab.ranks.arguments import created, memory_dir, require_open_files, temporary_dir
+from mnnvl_lab.ranks.arguments import created, memory_dir, require_memory, require_open_files, temporary_dir
 from mnnvl_lab.ranks.controller import Controller, Process
 from mnnvl_lab.ranks.engine import Failure, Identity
 from mnnvl_lab.ranks.fork_server import ForkServer
@@ -95,6 +95,8 @@ class Cluster:
                 the fork server died meanwhile. Refused: too few files may be open for so many.
         """
         self._require_owner()
+        if not self._hosts:
+            require_memory(len(ranks))
         require_open_files(max(layout.world_size, len(self._engines.processes()) + len(ranks)))
         deadline = time.monotonic() + self._start_timeout_s
         self._engines.open(env | self._marks)
