@@ -132,7 +132,7 @@ class Layout:
         return int(rank) // self.gpus_per_node
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a rank: where it runs, its coordinates, and its place in its DP and EP groups."""
+        """One row per rank: where it runs, its coordinates, and its place in its DP and EP groups."""
         dp_group, dp_rank = self._places("dp")
         ep_group, ep_rank = self._places("ep")
         rank = self.grid.ravel()

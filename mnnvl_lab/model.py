@@ -107,7 +107,7 @@ class Format:
         return rows, Part(name="scales", dtype=self.scale_dtype, width=-(-hidden // self.block))
 
     def bytes_per_token(self, hidden: int) -> int:
-        """Bytes of rows and scales; expert ids and weights (8 bytes a choice) come on top."""
+        """Bytes of rows and scales; expert ids and weights (8 bytes per choice) come on top."""
         return sum(part.row_bytes for part in self.parts(hidden))
 
     def require_hidden(self, hidden: int) -> None:

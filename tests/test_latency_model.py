@@ -77,7 +77,7 @@ class TestWork:
         assert lm.work_of(point(tokens=4096, payload_in_workspace=False)).staged_bytes > 2 * 2 * 58.0e6
 
     def test_ranks_that_share_gpus_share_links(self):
-        """Four of eight ranks a GPU: 16 pairs of ranks cross each way."""
+        """Four of eight ranks per GPU: 16 pairs of ranks cross each way."""
         work = lm.work_of(point(ep_size=8, fabric="shared_gpu", ranks_per_gpu=4, tokens=64, routing="balanced"))
         assert work.combine_link_bytes == 4 * 4 * 64 * 14336
         alone = lm.work_of(point(ep_size=8, fabric="shared_gpu", ranks_per_gpu=8, tokens=64))

@@ -103,7 +103,7 @@ def test_gpu_workspaces_take_what_was_recorded_and_give_all_back(mode, allocated
 
 
 def test_rows_of_an_earlier_larger_round_are_stale(host_ranks):
-    """Two ranks: the first round brings 6 tokens a rank, the second 2, so that slots 2 to 5 are left over.
+    """Two ranks: the first round brings 6 tokens per rank, the second 2, so that slots 2 to 5 are left over.
 
     Every token chooses an expert of both ranks (top_k = experts), so that each rank receives all rows of both.
     """

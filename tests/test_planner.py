@@ -297,7 +297,7 @@ def test_more_ranks_than_the_one_sided_kernels_take():
 
 
 def test_the_table_holds_missing_parts_as_missing():
-    table = plan(Layout(dp=2), **V3, max_tokens=4096).to_frame().set_index("bytes a rank")
+    table = plan(Layout(dp=2), **V3, max_tokens=4096).to_frame().set_index("bytes per rank")
     assert list(table.columns) == ["one_sided", "two_sided"]
     assert table["two_sided"].isna().sum() == 3
     assert table["one_sided"].isna().sum() == 2

@@ -72,9 +72,17 @@ def test_on_shared_gpu_ranks_lie_in_contiguous_blocks(ranks, gpus, expected, per
 @pytest.mark.parametrize(
     ("fabric", "gpus", "words"),
     [
-        ("nvlink", 2, r"4 ranks .* on 2 visible GPUs: fabric nvlink needs a GPU a rank; .*TP 2 x DP 1 x .*shared_gpu"),
-        ("nvlink", 0, r"4 ranks .* on 0 visible GPUs: fabric nvlink needs a GPU a rank; fabric host needs no GPU"),
-        ("shared_gpu", 0, r"4 ranks .* on 0 visible GPUs: fabric shared_gpu takes at most 48 ranks a GPU; fabric host"),
+        (
+            "nvlink",
+            2,
+            r"4 ranks .* on 2 visible GPUs: fabric nvlink needs one GPU per rank; .*TP 2 x DP 1 x .*shared_gpu",
+        ),
+        ("nvlink", 0, r"4 ranks .* on 0 visible GPUs: fabric nvlink needs one GPU per rank; fabric host needs no GPU"),
+        (
+            "shared_gpu",
+            0,
+            r"4 ranks .* on 0 visible GPUs: fabric shared_gpu takes at most 48 ranks per GPU; fabric host",
+        ),
         ("wool", 1, "host, nvlink, shared_gpu"),
     ],
 )

@@ -51,7 +51,7 @@ def origin(**further):
 
 
 def samples(latency_us=None, *, iterations=8, ranks=4, **fields):
-    """One row a rank and iteration; `latency_us` `[iterations, ranks]`."""
+    """One row per rank and iteration; `latency_us` `[iterations, ranks]`."""
     if latency_us is None:
         latency_us = 10.0 + np.arange(iterations * ranks).reshape(iterations, ranks)
     return [
@@ -78,7 +78,7 @@ class TestColumns:
 
     def test_label_and_unit_make_the_axis_label(self):
         assert records.require_column("latency_us").axis_label == "Latency (µs)"
-        assert records.require_column("tokens").axis_label == "Tokens a rank"
+        assert records.require_column("tokens").axis_label == "Tokens per rank"
 
     def test_unknown_names_get_near_ones(self):
         with pytest.raises(Refused, match="latency_us"):

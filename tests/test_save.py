@@ -48,7 +48,7 @@ def test_the_text_of_an_svg_is_text_with_its_letters_inside(ax, samples, tmp_pat
     (path,) = plots.save(ax, tmp_path / "latency", ["svg"], source=samples)
     root = ElementTree.fromstring(path.read_bytes())
     words = " ".join("".join(text.itertext()) for text in root.iter(f"{SVG}text"))
-    assert "Latency of a round by tokens a rank" in words
+    assert "Latency of a round by tokens per rank" in words
     assert "2 x NVIDIA H100 80GB HBM3" in words
     assert "@font-face" in (svg := path.read_text())
     assert not re.search(r"(href|src|url)\W{1,3}https?://(?!www\.w3\.org|matplotlib\.org)", svg)
@@ -71,7 +71,7 @@ def test_the_letters_of_the_font_are_those_of_the_text(ax):
 def test_the_metadata_say_what_is_shown_and_where_it_comes_from(ax, samples, tmp_path):
     svg, pdf, png = plots.save(ax, tmp_path / "latency", source=samples)
     about = Image.open(png).text
-    assert about["Description"].startswith("Latency of a round by tokens a rank. EP 2")
+    assert about["Description"].startswith("Latency of a round by tokens per rank. EP 2")
     assert "one-sided: 15.88 at 1, 365.6 at 4096" in about["Description"]
     source = json.loads(about["Source"])
     assert source["device"] == "2 x NVIDIA H100 80GB HBM3"
@@ -126,7 +126,7 @@ def test_lines_stand_out_in_grey(ax, theme):
 
 def test_a_figure_prints_its_table(ax, samples):
     table = plots.shown(ax)
-    line = table[table["series"] == "one-sided"].set_index("Tokens a rank")["Latency (µs)"]
+    line = table[table["series"] == "one-sided"].set_index("Tokens per rank")["Latency (µs)"]
     slowest = samples.query("mode == 'one_sided' and tokens == 128").groupby("iteration")["latency_us"].max()
     assert line[128] == slowest.median()
     assert set(table["series"]) >= {"one-sided", "two-sided", "least for the bytes"}

@@ -65,7 +65,7 @@ def test_a_cell_is_the_median_of_the_slowest_rank_with_its_interval(samples):
 def test_headings_come_from_the_registry_and_what_holds_throughout_is_said_once(samples, style):
     text = lab.table(records.summary(samples), style=style)
     assert "Median latency (" in text
-    assert "Tokens a rank" in text
+    assert "Tokens per rank" in text
     assert text.count("fabric nvlink") == 1
     for silent in ("Runtime max", "Written in place", "Hidden size"):
         assert silent not in text

@@ -33,7 +33,7 @@ class Case:
 
     Attributes:
         mode: `one_sided` or `two_sided`.
-        tokens: one count a rank; its length is R.
+        tokens: one count per rank; its length is R.
         experts, top_k: E and K.
         seed: of the first round; each further round adds one.
     """

@@ -126,7 +126,7 @@ def budget() -> str:
 
 
 def knob_gains() -> str:
-    """Gain of every setting over its mode's default, a column a token count; `~` where the samples show none."""
+    """Gain of every setting over its mode's default, a column per token count; `~` where the samples show none."""
     gains = tuning.gains(datasets.load_recorded("h100x2_nvlink_ep2_knobs", kind=tuning.KIND))
     words = gains["gain_percent"].map("{:+.1f}".format).where(gains["different"], "~")
     table = gains.assign(words=words).pivot(index=["mode", "setting"], columns="tokens", values="words")

@@ -60,7 +60,7 @@ def fitted(observations: Sequence[lm.Observation]) -> list[lm.LatencyModel]:
 
 
 def predictions(models: Sequence[lm.LatencyModel], *, ep_size: int, tokens: Sequence[int], model: str) -> pd.DataFrame:
-    """A GPU a rank over NVLink, each mode and format, one row a point."""
+    """One GPU per rank over NVLink, each mode and format, one row per point."""
     moe = require_model(model)
     shape = {"hidden": moe.hidden, "experts": moe.experts, "top_k": moe.top_k, "ep_size": ep_size}
     return lm.frame(
@@ -88,7 +88,7 @@ def about(
 
 
 def errors(table: pd.DataFrame) -> list[dict[str, object]]:
-    """Size of the errors by mode, fabric, EP size, ranks a GPU, format and routing."""
+    """Size of the errors by mode, fabric, EP size, ranks per GPU, format and routing."""
     by = ["mode", "fabric", "ep_size", "ranks_per_gpu", "format", "routing"]
     groups = table.assign(size=table["error_percent"].abs()).groupby(by, sort=False)["size"]
     found = groups.agg(points="size", median_percent="median", worst_percent="max").reset_index().round(2)

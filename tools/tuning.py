@@ -157,7 +157,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
         table: as `record` returns it.
 
     Returns:
-        A row a setting and load: `LOAD`, `mode, setting, p50_us, gain_percent` (of latency, positive where the
+        A row per setting and load: `LOAD`, `mode, setting, p50_us, gain_percent` (of latency, positive where the
         setting is faster), `different` (whether the samples say so, see `records.is_different`: about this run, not
         about the next start of the processes), `same_numbers`.
 

@@ -72,7 +72,7 @@ class Transfer:
 
 
 def logical(transfer: Transfer) -> float:
-    """Bytes a rank, one row a token and target rank, its own included; the mean over ranks.
+    """Bytes per rank, one row per token and target rank, its own included; the mean over ranks.
 
     DeepEP counts them at the receiver (`tests/legacy/test_intranode.py`: `recv_x.numel() * 2`) and prints the mean over
     ranks (issue #71). CollectiveX calls them rank-deduplicated (`bandwidth.py`: aggregate logical bytes / latency /
@@ -82,7 +82,7 @@ def logical(transfer: Transfer) -> float:
 
 
 def expert_copies(transfer: Transfer) -> float:
-    """Bytes a rank, one copy a token and expert: K copies of each token, also to the same rank, also to oneself.
+    """Bytes per rank, one copy per token and expert: K copies of each token, also to the same rank, also to oneself.
 
     DeepEP low-latency (`tests/legacy/test_low_latency.py`: bytes times number of selections) and NCCL EP's
     expert-major mode, whose kernels send that much.
@@ -99,7 +99,7 @@ def on_the_wire(transfer: Transfer) -> float:
 
 
 def nccl_bus(transfer: Transfer) -> float:
-    """Bytes a rank, logical times (R - 1) / R, as if every rank kept exactly one R-th.
+    """Bytes per rank, logical times (R - 1) / R, as if every rank kept exactly one R-th.
 
     nccl-tests (`src/alltoallv.cu`: bytes sent by a rank / time times (n - 1) / n). Equals the wire where traffic is
     even.
@@ -116,7 +116,7 @@ def flashinfer_aggregate(transfer: Transfer) -> float:
 
 
 def blog18(transfer: Transfer) -> float:
-    """Bytes a rank if each token went to min(R, K) ranks, its own included, whatever the routing did.
+    """Bytes per rank if each token went to min(R, K) ranks, its own included, whatever the routing did.
 
     TensorRT-LLM blog 18: batch x min(ep_size, top_k) x bytes. True for its perfect router; with uniform routing it
     counts rows that were never sent.
@@ -152,11 +152,11 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType({
     c.name: c for c in (
         Convention(name="wire", counts="rows that cross a link", includes_self=False, scope="rank",
                    counted_bytes=on_the_wire),
-        Convention(name="deepep", counts="rows received, one a token and rank", includes_self=True, scope="rank",
+        Convention(name="deepep", counts="rows received, one per token and rank", includes_self=True, scope="rank",
                    counted_bytes=logical),
-        Convention(name="deepep_low_latency", counts="one copy a token and expert", includes_self=True, scope="rank",
+        Convention(name="deepep_low_latency", counts="one copy per token and expert", includes_self=True, scope="rank",
                    counted_bytes=expert_copies),
-        Convention(name="collectivex", counts="rows, one a token and rank", includes_self=True, scope="rank",
+        Convention(name="collectivex", counts="rows, one per token and rank", includes_self=True, scope="rank",
                    counted_bytes=logical),
         Convention(name="nccl_bus", counts="rows sent times (R - 1) / R", includes_self=False, scope="rank",
                    counted_bytes=nccl_bus),

@@ -213,7 +213,7 @@ VARIANTS = (
     Variant(
         transport=CombineWithoutWaiting,
         title="Combine pulls without waiting",
-        question="Dispatch has met all ranks a moment ago. Is that not enough for combine?",
+        question="Dispatch has met all ranks per moment ago. Is that not enough for combine?",
         explanation=(
             "Dispatch says that the rows have arrived, not that the experts are done. Combine pulls from the "
             "peers' memory, so it must know that each has laid out its partial sums: it has flags and an epoch of "

@@ -261,7 +261,7 @@ INVALID_INPUTS = (
     InvalidInput(
         name="rows that are no multiple of 16 bytes",
         unchecked="checked only at the first move",
-        words="extra 0 has 20 bytes a row: two_sided needs a multiple of 16 ",
+        words="extra 0 has 20 bytes per row: two_sided needs a multiple of 16 ",
         exchange=lambda x: replace(x, extra_payload_bytes=(20,)),
         everywhere=True,
         modes=("two_sided",),
@@ -269,7 +269,7 @@ INVALID_INPUTS = (
     InvalidInput(
         name="a row longer than a FIFO entry",
         unchecked="zero rows fit an entry: an endless loop without a timeout (trtllm_alltoall.cuh)",
-        words="extra 0 has 245776 bytes a row: .* at most 245760",
+        words="extra 0 has 245776 bytes per row: .* at most 245760",
         exchange=lambda x: replace(x, extra_payload_bytes=(245_776,)),
         everywhere=True,
         modes=("two_sided",),

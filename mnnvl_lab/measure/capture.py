@@ -233,7 +233,7 @@ def step_rounds(rank, point: Point) -> Stepped:
 
 
 def snapshots_table(watched: Sequence[Stepped]) -> pd.DataFrame:
-    """Every rank's looks: `moment, sender, receiver, head, tail`, a row a FIFO and moment."""
+    """Every rank's looks: `moment, sender, receiver, head, tail`, a row per FIFO and moment."""
     return pd.DataFrame(
         [
             {"moment": moment, "sender": one.ep_rank, "receiver": peer, "head": int(head), "tail": int(tail)}

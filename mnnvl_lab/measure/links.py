@@ -1,6 +1,6 @@
 """Limits of the machine, measured in the same run as what they bound: links, memory, launches, flags.
 
-One row a sample, as everywhere; rates are derived. A rate counts bytes that arrive, summed over both directions where
+One row per sample, as everywhere; rates are derived. A rate counts bytes that arrive, summed over both directions where
 both are busy; a copy within one memory counts what is read and what is written.
 """
 
@@ -105,7 +105,7 @@ def measure_links(
         provenance: of the run (`records.provenance`), kept in `attrs`.
 
     Returns:
-        The fields of `LinkSample` and `fabric`, one row a sample.
+        The fields of `LinkSample` and `fabric`, one row per sample.
     """
     size_bytes = SIZE_BYTES[ranks.fabric] if size_bytes is None else size_bytes
     per_rank = ranks.run(link_samples, size_bytes=size_bytes, samples=samples, timeout_s=LINK_TIMEOUT_S)

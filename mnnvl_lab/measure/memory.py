@@ -218,7 +218,7 @@ def measure_ledger(
         provenance: of the run (`records.provenance`), kept in `attrs`.
 
     Returns:
-        One row a rank and step: the fields of `Entry`, `rest_bytes`, and the point's columns.
+        One row per rank and step: the fields of `Entry`, `rest_bytes`, and the point's columns.
     """
     ranks.use(point.exchange.layout)
     table = ledger_table(ranks.run(keep_ledger, point, timeout_s=LEDGER_TIMEOUT_S))
@@ -228,7 +228,7 @@ def measure_ledger(
 
 
 def ledger_table(per_rank: Sequence[Sequence[Entry]]) -> pd.DataFrame:
-    """One row a rank and step; `predicted_bytes` is missing where nothing is predicted."""
+    """One row per rank and step; `predicted_bytes` is missing where nothing is predicted."""
     rows = [
         {"rank": rank} | asdict(entry) | {"rest_bytes": entry.rest_bytes}
         for rank, entries in enumerate(per_rank)
@@ -238,7 +238,7 @@ def ledger_table(per_rank: Sequence[Sequence[Entry]]) -> pd.DataFrame:
 
 
 def _first_use(rank: Rank, point: Point) -> None:
-    """Open, one round of one token a rank, close: everything that happens once in a process."""
+    """Open, one round of one token per rank, close: everything that happens once in a process."""
     from mnnvl_lab.measure.check import checked_round
     from mnnvl_lab.measure.workload import Work
     from mnnvl_lab.transport import open_transport

@@ -116,7 +116,7 @@ def measure_point(rank, point: Point) -> PointResult:
 
 
 def measure(point: Point, ranks: Ranks) -> pd.DataFrame:
-    """One point on warm ranks, as a tidy table with one row a rank, iteration and phase."""
+    """One point on warm ranks, as a tidy table with one row per rank, iteration and phase."""
     ranks.use(point.exchange.layout)
     results = ranks.run(measure_point, point, timeout_s=POINT_TIMEOUT_S + point.sampling.budget_s)
     per_rank = [
@@ -144,7 +144,7 @@ def run(
         progress: show which point is being measured.
 
     Returns:
-        A tidy table, one row a rank, phase and iteration, with its provenance in `attrs`.
+        A tidy table, one row per rank, phase and iteration, with its provenance in `attrs`.
 
     Raises:
         Refused: a point breaks a limit. WrongResult: a result differs from the oracle. RankError: a rank failed.

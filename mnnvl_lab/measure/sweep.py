@@ -35,7 +35,7 @@ class Sweep:
 
     Attributes:
         layouts, modes, tokens, routings, formats, clocks: the axes. `tokens` holds a count for all ranks, or a tuple
-            with one a rank; `routings` a routing or its label, such as `zipf:1.2`.
+            with one per rank; `routings` a routing or its label, such as `zipf:1.2`.
         max_tokens: axis of capacities, tokens per rank for which the workspace is sized; None for `runtime_max_tokens`.
         runtime_max_tokens: axis of the tokens per rank on which all ranks agree; None for the fullest rank's tokens.
         hidden, experts, top_k: the MoE shape, or `model`, a `Model` or its name.

@@ -129,10 +129,10 @@ class Plan:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """Bytes a rank: one row a quantity, one column a mode; missing where the mode has no such thing."""
+        """Bytes per rank: one row per quantity, one column per mode; missing where the mode has no such thing."""
         columns = {mode.mode: _column(mode) for mode in self.modes}
         frame = pd.DataFrame(columns, index=[*PARTS, *TOTALS], dtype="Int64")
-        return frame.rename_axis("bytes a rank").reset_index()
+        return frame.rename_axis("bytes per rank").reset_index()
 
     def text(self, *, wide: bool = False) -> str:
         """The plan for a terminal; `wide` adds the exact bytes to each size."""

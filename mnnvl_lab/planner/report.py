@@ -25,7 +25,7 @@ def title(plan: Plan) -> str:
 
 def sizes(plan: Plan, *, wide: bool = False) -> pd.DataFrame:
     """`plan.to_frame()` with a unit on each size; `wide` adds the exact bytes."""
-    shown = plan.to_frame().set_index("bytes a rank").map(_with_unit, wide=wide)
+    shown = plan.to_frame().set_index("bytes per rank").map(_with_unit, wide=wide)
     return shown.rename_axis("memory per rank").reset_index()
 
 

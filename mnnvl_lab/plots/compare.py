@@ -173,7 +173,7 @@ def fastest(table: pd.DataFrame, *, clock: str = "graph", phase: str = "round", 
         format_axis(ax.xaxis, "tokens", relative["tokens"].to_numpy())
         ax.set_ylabel("Median latency over the fastest's")
         ax.legend(frameon=False)
-        head(ax, f"Who is ahead at a {phase}, by tokens a rank", format_load(table, ("tokens",)))
+        head(ax, f"Who is ahead at a {phase}, by tokens per rank", format_load(table, ("tokens",)))
         shown = table[(table["clock"] == clock) & (table["phase"] == phase)]
         words = "bands: 95 % of the median" + ("; grey: where two change places" if len(changes) else "")
         caption(ax, f"{origin(shown)} · {words}")

@@ -1,4 +1,4 @@
-"""The layout drawn: a cell a rank, for someone who has never seen a process group."""
+"""The layout drawn: a cell per rank, for someone who has never seen a process group."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rank_grid(table: pd.DataFrame, *, x: str = "tp", hue: str = "ep_group", ax: 
     """The rank grid: a column for each TP rank, a row for each DP rank, pipeline stages side by side.
 
     Args:
-        table: one row a rank, as `Layout.to_frame` makes it.
+        table: one row per rank, as `Layout.to_frame` makes it.
         x: column along which ranks are drawn side by side.
         hue: `ep_group`, `dp_group`, `tp_group` or `node`: which ranks share a colour.
 
@@ -149,7 +149,7 @@ def waits(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """The post-mortem of a hang as a graph.
 
     Args:
-        table: one row a rank, as `Verdict.to_frame` makes it.
+        table: one row per rank, as `Verdict.to_frame` makes it.
     """
     x_R, y_R = _circle(len(table))
     place = {row.rank: (x_R[i], y_R[i]) for i, row in enumerate(table.itertuples())}

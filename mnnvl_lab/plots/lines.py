@@ -81,7 +81,7 @@ def memory(
     """Bytes of a rank by tokens, EP size, or another column.
 
     Args:
-        table: one row a point, as `tables.memory_table` makes it.
+        table: one row per point, as `tables.memory_table` makes it.
         y: which bytes.
     """
     require_unmixed(table, x, hue)

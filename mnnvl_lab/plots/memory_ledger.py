@@ -115,7 +115,7 @@ def growth(table: pd.DataFrame, *, x: str = "tokens", hue: str = "rank", ax: Axe
     """Memory taken at each size in turn and after the last is given back, with what was predicted as a line on top.
 
     Args:
-        table: one row a rank, the fields of `measure.waste.Growth`; the first rank's row is drawn.
+        table: one row per rank, the fields of `measure.waste.Growth`; the first rank's row is drawn.
         x, hue: columns of the sizes and of whose memory it is.
     """
     row = table.sort_values(hue).iloc[0]

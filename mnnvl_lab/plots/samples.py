@@ -55,7 +55,7 @@ def timeline(
     bars = split[split["iteration"] == chosen].sort_values("rank")
     if bars.empty or bars["rank"].duplicated().any():
         raise Refused(
-            f"{len(bars)} samples of {phase}, iteration {chosen}: a timeline shows one sample a rank; "
+            f"{len(bars)} samples of {phase}, iteration {chosen}: a timeline shows one sample per rank; "
             "pass the samples of one point and an iteration that it has"
         )
     with style():

@@ -167,7 +167,7 @@ def format_load(table: pd.DataFrame, leave_out: Sequence[str] = ()) -> str:
         "top_k": "top-{}",
         "format": "{}",
         "routing": "{} routing",
-        "tokens": "{} tokens a rank",
+        "tokens": "{} tokens per rank",
     }
     names = [name for name in forms if name in table.columns and name not in leave_out and table[name].nunique() == 1]
     return " · ".join(forms[name].format(table[name].iloc[0]) for name in names)

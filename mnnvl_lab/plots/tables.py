@@ -42,7 +42,7 @@ def regions_table(regions: Sequence[Region]) -> pd.DataFrame:
 
 
 def traffic_table(matrix_RR: np.ndarray, *, value: str = "rows") -> pd.DataFrame:
-    """One row a pair: columns `source, target` and `value`, from a matrix `[source, target]`."""
+    """One row per pair: columns `source, target` and `value`, from a matrix `[source, target]`."""
     source, target = np.indices(matrix_RR.shape)
     return pd.DataFrame({"source": source.ravel(), "target": target.ravel(), value: np.ravel(matrix_RR)})
 
@@ -50,7 +50,7 @@ def traffic_table(matrix_RR: np.ndarray, *, value: str = "rows") -> pd.DataFrame
 def bounds_table(
     tokens: Iterable[int], bound: Callable[[int], Bound], *, name: str = "least for the bytes"
 ) -> pd.DataFrame:
-    """One row a token count: columns `tokens, latency_us, bound, basis`, for `plots.latency(bounds=...)`.
+    """One row per token count: columns `tokens, latency_us, bound, basis`, for `plots.latency(bounds=...)`.
 
     Args:
         bound: gives the bound at a token count.

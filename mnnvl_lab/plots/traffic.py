@@ -25,7 +25,7 @@ def traffic(
     The diagonal is hatched: what a rank sends to itself crosses no link, and counts in no sum.
 
     Args:
-        table: one row a pair, as `tables.traffic_table` makes it.
+        table: one row per pair, as `tables.traffic_table` makes it.
         x, y: columns of the receiving and the sending rank.
         hue: column of the amount.
     """

@@ -163,10 +163,10 @@ FIFO_STATES = {UNUSED: "never used", WAITING: "filled, to be taken", TAKEN: "tak
 def fifos(
     table: pd.DataFrame, *, y: str = "moment", depth: int = FIFO_DEPTH, words: str = "", ax: Axes | None = None
 ) -> Axes:
-    """A line a FIFO or moment, a cell an entry; the number in it counts the entries ever filled before it.
+    """A line per FIFO or moment, a cell per entry; the number in it counts the entries ever filled before it.
 
     Args:
-        table: `head` and `tail`, one row a line (`measure.live_fifos.snapshots_table`).
+        table: `head` and `tail`, one row per line (`measure.live_fifos.snapshots_table`).
         y: the column that names the lines.
         depth: entries of a FIFO.
         words: for the caption, such as fabric and device.

@@ -100,7 +100,7 @@ def _capacity(fabric: str, visible_gpus: int) -> int:
 
 
 def _too_large(layout: Layout, *, fabric: str, visible_gpus: int, capacity: int) -> str:
-    rule = "needs a GPU a rank" if fabric == "nvlink" else f"takes at most {MPS_CLIENTS} ranks a GPU"
+    rule = "needs one GPU per rank" if fabric == "nvlink" else f"takes at most {MPS_CLIENTS} ranks per GPU"
     nearest = nearest_layout(layout, capacity=capacity)
     remedies = [f"the nearest layout that fits is {_sizes(nearest)}"] if nearest else []
     if fabric == "nvlink" and visible_gpus:

@@ -43,7 +43,7 @@ class MpsDaemon:
         if shutil.which(CONTROL) is None:
             raise Refused(
                 f"{CONTROL} is not on PATH: fabric shared_gpu needs CUDA's MPS daemon; install the NVIDIA driver's "
-                "utilities, or use fabric nvlink with a GPU a rank"
+                "utilities, or use fabric nvlink with one GPU per rank"
             )
         self.thread_percentage = 100 // ranks_per_gpu
         self._owned = OwnedDirectory.named(temporary_dir(), kind="mps-")
@@ -135,7 +135,7 @@ class GpuSharing:
         return self._ranks_per_gpu == ranks_per_gpu and any(map(alive, self._processes))
 
     def change(self, ranks_per_gpu: int) -> None:
-        """Start a daemon for so many ranks a GPU; the ranks of the former one must be gone."""
+        """Start a daemon for so many ranks per GPU; the ranks of the former one must be gone."""
         self.close()
         self._daemon = MpsDaemon(ranks_per_gpu=ranks_per_gpu, guard=self._guard)
         self._ranks_per_gpu = ranks_per_gpu

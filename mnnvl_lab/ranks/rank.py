@@ -130,7 +130,7 @@ class Group:
         if self.fabric == "shared_gpu":
             raise Refused(
                 "NCCL on fabric shared_gpu: it refuses two ranks on one GPU (Duplicate GPU detected); "
-                "use fabric nvlink for the NCCL baselines, with a GPU a rank"
+                "use fabric nvlink for the NCCL baselines, with one GPU per rank"
             )
         return self._new_group("nccl")
 

@@ -42,7 +42,7 @@ class Ranks:
 
     Args:
         layout: ranks to have.
-        fabric: `host`, `nvlink` (a GPU a rank) or `shared_gpu` (several ranks a GPU, under MPS).
+        fabric: `host`, `nvlink` (one GPU per rank) or `shared_gpu` (several ranks per GPU, under MPS).
         launcher: `local`, `mpi`, `ssh` or `slurm`; see docs/launchers.md.
         start_timeout_s: how long processes may take to start and to join.
         env: environment variables of the processes; or a function of the rank that gives them, which then are set once

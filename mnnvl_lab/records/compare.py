@@ -61,7 +61,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, alpha: float = ALPHA) -> pd.Dat
         alpha: chance of even one false alarm in the whole table (Holm's correction for many points).
 
     Returns:
-        A row a point and phase: `POINT_COLUMNS`, `p50_us_a`, `p50_us_b`, `change_percent` (of b against a, medians),
+        A row per point and phase: `POINT_COLUMNS`, `p50_us_a`, `p50_us_b`, `change_percent` (of b against a, medians),
         `low_percent` and `high_percent` (of that point by itself, see `rank_test.ratio_interval`; -100 and infinity
         where there are too few samples), `p_value`, `verdict`: `faster` or `slower` (b against a); `too few samples`,
         where even complete separation of the two sides would not have been told from chance in a table of so many

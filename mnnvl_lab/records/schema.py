@@ -111,7 +111,7 @@ _ALL = (
     _point("pp", "PP", "pipeline stages"),
     _point("ep_size", "Ranks of the EP group", "DP x PCP x TP ranks, which share one workspace"),
     _point("ep_group", "EP group", "number of the pipeline stage; EP groups are independent", default=ep_groups),
-    _point("tokens", "Tokens a rank", "tokens that the fullest rank of the EP group dispatches in a round"),
+    _point("tokens", "Tokens per rank", "tokens that the fullest rank of the EP group dispatches in a round"),
     _point("token_counts", "Tokens of each rank", "equal, or one count per ep_rank, such as 96,0", "str", "equal"),
     _point(
         "runtime_max_tokens",

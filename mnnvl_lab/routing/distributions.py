@@ -133,7 +133,7 @@ def _shares(router: Router) -> tuple[int, np.ndarray]:
     base, larger = divmod(router.experts, router.ep_size)
     if larger == 0 or router.top_k < router.ep_size:
         return router.ep_size, np.full(router.ep_size, router.top_k)
-    if base * router.top_k >= router.experts:  # a fair share is at least one copy a token on every rank
+    if base * router.top_k >= router.experts:  # a fair share is at least one copy per token on every rank
         return router.experts, router.top_k * count_R
     return larger, np.where(count_R > base, router.top_k - (router.ep_size - larger), larger)
 
@@ -299,7 +299,7 @@ class Replay(Routing):
     """Choices that were recorded: token t of rank r is row t R + r of the table, which repeats.
 
     Args:
-        table_TK: integers `[tokens, K]`, one row a token, distinct within a row.
+        table_TK: integers `[tokens, K]`, one row per token, distinct within a row.
 
     Raises:
         Refused: the table is not of that form, or is asked for another K or fewer experts.

@@ -94,7 +94,7 @@ class Load:
         if not isinstance(self.tokens, tuple):
             return self._tokens * ep_size
         if len(self.tokens) != ep_size:
-            raise Refused(f"tokens has {len(self.tokens)} counts but ep_size is {ep_size}: give one count a rank")
+            raise Refused(f"tokens has {len(self.tokens)} counts but ep_size is {ep_size}: give one count per rank")
         return self.tokens
 
     def experts_TK(self, rank: int, *, experts: int, top_k: int, ep_size: int) -> np.ndarray:

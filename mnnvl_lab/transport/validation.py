@@ -111,7 +111,7 @@ def _routing_problems(x: Exchange, batch: Batch):
                 "open the transport with the top_k of the router"
             )
     if ids.shape[0] != weights.shape[0]:
-        yield f"experts_TK has {ids.shape[0]} tokens but weights_TK {weights.shape[0]}: one row a token in both"
+        yield f"experts_TK has {ids.shape[0]} tokens but weights_TK {weights.shape[0]}: one row per token in both"
     if ids.numel() and (problem := ids_problem(x, int(ids.min()), int(ids.max()))):
         yield problem
 

@@ -122,7 +122,7 @@ def _two_sided_problems(x: ExchangeShape):
     for name, row_bytes in x.moved_row_bytes.items():
         if row_bytes % ROW_ALIGNMENT_BYTES or row_bytes > TWO_SIDED_MAX_ROW_BYTES:
             yield (
-                f"{name} has {row_bytes} bytes a row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at most "
+                f"{name} has {row_bytes} bytes per row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at most "
                 f"{TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
             )
     if x.sm_limit is not None and x.sm_limit < 1:

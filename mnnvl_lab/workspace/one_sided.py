@@ -23,7 +23,7 @@ INT32_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class OneSidedWorkspace:
-    """What one rank reserves so that R ranks may put and pull M tokens a round.
+    """What one rank reserves so that R ranks may put and pull M tokens per round.
 
     Attributes:
         ep_size: R.
@@ -182,7 +182,7 @@ class OneSidedWorkspace:
         if end_bytes > self.workspace_bytes:
             raise Refused(
                 f"a round of {runtime_max_tokens} tokens needs {end_bytes} bytes but the workspace has "
-                f"{self.workspace_bytes}: rows must stay inside it; open it with more bytes a token"
+                f"{self.workspace_bytes}: rows must stay inside it; open it with more bytes per token"
             )
 
 

@@ -52,7 +52,7 @@ class WrongGroup(Totals):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a rank: the row that its kernel takes for its own, whose that is, and who is out of its reach."""
+        """One row per rank: the row that its kernel takes for its own, whose that is, and who is out of its reach."""
         return pd.DataFrame([self._reach(rank) for rank in range(self.layout.world_size)])
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ def affected_layouts(layouts: Iterable[Layout]) -> pd.DataFrame:
     """Which layouts a workspace over the DP group hits; nothing is run.
 
     Returns:
-        One row a layout: its sizes, `dp_size` and `ep_size`, ranks of either group; `same_group`, whether the two
+        One row per layout: its sizes, `dp_size` and `ep_size`, ranks of either group; `same_group`, whether the two
         coincide; `exchanges`, whether vLLM would call an all-to-all at all (`fused_moe/config.py`,
         `use_all2all_kernels`: DP or PCP above 1); and `hit`: it would, over a group that is too small.
     """

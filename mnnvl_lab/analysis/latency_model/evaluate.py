@@ -94,7 +94,7 @@ def evaluated(predictions: pd.DataFrame, observations: Iterable[Observation]) ->
         observations: of any points.
 
     Returns:
-        A row a point: `mode, fabric, ep_size, tokens, format, routing, latency_us, predicted_us, low_us, high_us`,
+        A row per point: `mode, fabric, ep_size, tokens, format, routing, latency_us, predicted_us, low_us, high_us`,
         `error_percent` (of the prediction, over the record), `inside` (the record lies in the interval).
 
     Raises:

@@ -1,4 +1,4 @@
-"""What work costs: a few physical parameters a mode, what is believed of them beforehand, and the sum of their terms.
+"""What work costs: a few physical parameters per mode, what is believed of them beforehand, and the sum of their terms.
 
 Every prior is an expectation with the factor by which it may well be wrong: of link, memory, launch and flags (half a
 round trip) from bare kernels on an H100 pair, of more ranks' flags from GB200 (TensorRT-LLM's blog 18: EP8 to EP64), of

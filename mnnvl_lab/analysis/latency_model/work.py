@@ -72,7 +72,7 @@ class Work:
 
     Attributes:
         peers: R - 1.
-        rank_doublings: log2 R: flags travel side by side, one lane a peer, and the wait is for the slowest of them.
+        rank_doublings: log2 R: flags travel side by side, one lane per peer, and the wait is for the slowest of them.
         sharing_doublings: log2 of the ranks on a GPU.
         targets: ranks that a token goes to, on average: rows that its thread block handles.
         dispatch_link_bytes, combine_link_bytes: over the fullest GPU's link, one direction.

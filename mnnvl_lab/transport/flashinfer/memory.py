@@ -86,7 +86,7 @@ class SymmetricMemory:
 
     Args:
         group: the ranks that share it; row r lies on the GPU of the group's rank r.
-        size_bytes: bytes a rank; the driver rounds up to 2 MiB.
+        size_bytes: bytes per rank; the driver rounds up to 2 MiB.
         device: this rank's GPU.
 
     Attributes:

@@ -100,7 +100,7 @@ class RowTable:
 
 
 class CombineSum:
-    """Sums of up to K rows a token, in float32, rounded once.
+    """Sums of up to K rows per token, in float32, rounded once.
 
     Args:
         top_k: K.

@@ -1,4 +1,4 @@
-"""Symmetric memory on the `host` fabric: `[R, bytes]`, a shared segment a rank, which every rank maps side by side.
+"""Symmetric memory on the `host` fabric: `[R, bytes]`, a shared segment per rank, which every rank maps side by side.
 
 As MNNVL does on GPUs: each rank creates the memory of its own row and maps all rows at one stride into one stretch of
 addresses, so that a row of any peer is an index away. Segments are POSIX shared memory without a name where the system
