@@ -1,4 +1,4 @@
-"""What is there: processor, memory, software, GPUs, compiled kernels."""
+"""Check the machine: processor, memory, software, GPUs, compiled kernels, and which fabrics it can run."""
 
 from __future__ import annotations
 

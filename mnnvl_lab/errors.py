@@ -1,4 +1,4 @@
-"""What can go wrong, one class per kind. Every message gives the value, the rule and the remedy."""
+"""Exceptions, one class per kind of failure. Every message gives the value, the rule and the remedy."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from mnnvl_lab import records
 from mnnvl_lab.records.table import parts_of
 
 DATA = Path(__file__).parents[1] / "data"
-ASIDES = ("memory", "growth", "links", "knobs")
-SAMPLES = sorted(path for path in DATA.glob("*.parquet") if path.stem.rsplit("_", 1)[1] not in ASIDES)
+AUXILIARY = ("memory", "growth", "links", "knobs")
+SAMPLES = sorted(path for path in DATA.glob("*.parquet") if path.stem.rsplit("_", 1)[1] not in AUXILIARY)
 PAIR = DATA / "h100x2_nvlink_ep2_bf16.parquet"
 
 EARLIER_US = {

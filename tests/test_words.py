@@ -36,7 +36,6 @@ PROSE = {
     "volley: ping-pong": r"\bvolleys?\b",
     "blame: on_timeout": r"`blame`",
     "hazard: invalid input": r"\bhazards?\b",
-    "put aside: keep": r"\bput aside\b",
     "a rank, of amounts: per rank": rf"\b({THINGS}) an? ({UNITS})\b(?![-'])(?! ({VERBS}))",
     "one row a sample: one row per sample": rf"\b(?:one|a) (row|line|cell|column|GPU) an? ({UNITS})\b(?![-'])",
 }

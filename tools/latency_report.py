@@ -38,7 +38,7 @@ from tools.report_data import (
 )
 
 PAGES = (DOCS.parent / "README.md", DOCS.parent / "data" / "README.md", *sorted(DOCS.glob("*.md")))
-ASIDES = ("growth", "knobs", "links", "memory")
+AUXILIARY = ("growth", "knobs", "links", "memory")
 """Recorded tables that hold no samples of a sweep, by the end of their names."""
 SHOWN_TOKENS = (1, 16, 128, 512, 1024, 2048, 4096)
 
@@ -82,9 +82,11 @@ def _cells(points: pd.DataFrame) -> dict[str, str]:
 
 
 def experts() -> str:
-    """Which recorded sweeps time the stand-in for the experts."""
+    """Which recorded sweeps time the fake experts."""
     tables = {
-        name: datasets.load_recorded(name) for name in datasets.recorded_names() if name.rsplit("_", 1)[1] not in ASIDES
+        name: datasets.load_recorded(name)
+        for name in datasets.recorded_names()
+        if name.rsplit("_", 1)[1] not in AUXILIARY
     }
     timed = {name: "experts" in set(table["phase"]) for name, table in tables.items()}
     rows = [

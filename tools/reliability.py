@@ -89,7 +89,7 @@ def table_of(campaign: str, rows: list[dict]) -> dict[str, object]:
 
 
 def _rounds(frame: pd.DataFrame) -> int:
-    """Right rounds; a hazard that is met while opening comes before any."""
+    """Right rounds; an invalid input that is refused while opening comes before any."""
     before_any = {invalid_input.name for invalid_input in INVALID_INPUTS if invalid_input.exchange}
     return int(frame.loc[~frame["fault"].isin(before_any), "rounds"].sum())
 

@@ -125,7 +125,7 @@ def record(
     Ranks that fail take the settings left in their start with them, which is said; the others are measured.
 
     Args:
-        out: an aside of kind `knobs`, rewritten, whole, after each setting.
+        out: an auxiliary table of kind `knobs`, rewritten, whole, after each setting.
 
     Returns:
         Samples as everywhere, with the columns `KNOBS`.

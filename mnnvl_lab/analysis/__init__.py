@@ -1,1 +1,1 @@
-"""TODO"""
+"""Analysis of recorded tables: bandwidths, crossovers, skew, the latency model, traces."""

@@ -52,7 +52,7 @@ def straggler_effect(table: pd.DataFrame, *, phase: str = "dispatch") -> pd.Data
         phase: which latency; the delay goes ahead of `dispatch` and `round`.
 
     Returns:
-        A row per point and delay: the point's columns; `others_p50_us` and `delayed_p50_us`, medians over iterations (of
+        A row per point and delay: its columns; `others_p50_us` and `delayed_p50_us`, medians over iterations (of
         the others the slowest counts); `growth_us` of the others against no delay, which should equal `delay_us`;
         `excess_us`, growth beyond it; `n` iterations. Without delay both are 0.
 

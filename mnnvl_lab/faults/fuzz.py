@@ -23,8 +23,8 @@ class FuzzCase:
         mode, tokens, experts, top_k, hidden, format, combine_dtype, options, routing, seed: of an exchange and its
             load, within the limits of the kernels. The workspace has room for one token per rank more.
         rounds: right ones, with a seed each.
-        hazard: name of a `InvalidInput` that is tried after the first round, or None.
-        victim: ep_rank that brings it, where not all do.
+        invalid_input: name of an `InvalidInput` that is tried after the first round, or None.
+        target: ep_rank that brings it, where not all do.
     """
 
     mode: str
@@ -133,7 +133,7 @@ def _spoiled_round(rank, transport, work, trial: FuzzCase, invalid_input: Invali
 
 
 def soften(trial: FuzzCase) -> FuzzCase:
-    """A trial whose hazard can show: there is room for one token or row fewer, and rows enough to lie apart."""
+    """A case whose invalid input can show: there is room for one token or row fewer, and rows enough to lie apart."""
     if trial.invalid_input is None:
         return trial
     if require_invalid_input(trial.invalid_input).partials is None:

@@ -291,7 +291,7 @@ def invalid_inputs(mode: str) -> tuple[InvalidInput, ...]:
 
 
 def require_invalid_input(name: str) -> InvalidInput:
-    """The hazard of that name, in any case.
+    """The invalid input of that name, in any case.
 
     Raises:
         Refused: there is none; says which there are.

@@ -1,4 +1,4 @@
-"""Host transports that dawdle at random wherever order matters, as a busy machine makes any process do."""
+"""Delay injection: host transports that sleep at random wherever order matters, as on a busy machine."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _noting(found: list[str]):
 
 
 def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
-    """Rank function: checked rounds on a transport that dawdles at random wherever order matters.
+    """Rank function: checked rounds on a transport that sleeps at random wherever order matters.
 
     Returns:
         Rounds that were right.

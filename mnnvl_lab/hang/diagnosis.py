@@ -210,7 +210,7 @@ class HangReport:
         return [wait for wait in self.waits if wait.waiter == rank]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per rank: what the layout says of it, phase, epoch, whom it waits for, whether it is missing, stack."""
+        """One row per rank: what the layout says of it, phase, epoch, whom it waits for, missing or not, stack."""
         return pd.DataFrame([self._row(rank) for rank in sorted(self.snapshots)])
 
     def stacks(self) -> str:

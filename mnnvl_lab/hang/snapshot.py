@@ -1,4 +1,4 @@
-"""What one rank shows to someone who looks at it from outside."""
+"""Snapshot of one rank's state, read from outside while the rank may hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A one-sided workspace caught in the act: which rows hold what, counters and flags, after each phase of a round."""
+"""Capture the state of workspaces: after each phase of a one-sided round, after each turn of the FIFOs."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
 
 
 def checked_round(transport: Transport, work: Work, batch: Batch) -> tuple[torch.Tensor, str]:
-    """Dispatch, let the stand-in work, combine, and compare both with the oracle. Collective.
+    """Dispatch, let the fake experts work, combine, and compare both with the oracle. Collective.
 
     Returns:
         The partials, for rounds that are timed afterwards, and how strict the comparison was (`check_combined`).

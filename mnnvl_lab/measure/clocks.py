@@ -64,14 +64,14 @@ class Round:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """What is timed by itself, in turn: the transport's phases, and the experts' stand-in before combine."""
+        """What is timed by itself, in turn: the transport's phases, and the fake experts before combine."""
         *before, combine = self.transport.phases
         return (*before, "experts", combine)
 
     def phase(self, name: str) -> None:
         """Enqueue one phase; or for `round` all of the transport's in turn, without the experts.
 
-        The stand-in for the experts reads and writes every row once, which is the least that experts can do.
+        The fake experts read and write every row once, which is the least that experts can do.
         """
         match name:
             case "experts":

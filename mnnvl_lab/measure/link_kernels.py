@@ -37,11 +37,11 @@ def _nothing(unused):
     pass
 
 
-@triton.jit(do_not_specialize=["volleys", "spins"])
-def _ping_pong(mine, theirs, left_over, volleys, spins, SERVES: tl.constexpr):
+@triton.jit(do_not_specialize=["ping_pongs", "spins"])
+def _ping_pong(mine, theirs, left_over, ping_pongs, spins, SERVES: tl.constexpr):
     """Raise the peer's flag by one and wait until it has raised mine; the other side answers."""
     left = spins
-    for turn in range(1, volleys + 1):
+    for turn in range(1, ping_pongs + 1):
         if SERVES:
             tl.atomic_add(theirs, 1, sem="release", scope="sys")
         while (tl.load(mine, volatile=True) != turn) & (left > 0):
@@ -182,7 +182,7 @@ def _ping_pongs(here: torch.device, there: torch.device) -> Callable[[], float]:
         for flag in flags:
             flag.zero_()
         _synchronize_all()
-        play(1, SPINS)  # it waits, so that only the side which is timed starts a volley
+        play(1, SPINS)  # it waits, so that only the side which is timed starts a ping-pong
         with torch.cuda.device(here):
             begin.record()
             play(0, SPINS)

@@ -1,4 +1,4 @@
-"""One reading of memory, on a GPU or on a host, while no rank allocates or frees."""
+"""Memory in use on a GPU or host after each step of a transport, beside what was predicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What wastes memory in practice, each habit as a number.
+"""Memory overhead of four habits in practice, each as a number of bytes.
 
 Three are arithmetic on the workspace; the fourth, growth that keeps what it outgrew, is also run on FlashInfer's own
 class, beside this package's transport doing the same.
@@ -114,10 +114,10 @@ def kept_after_growth(need: ExchangeShape, tokens: Sequence[int]) -> MemoryOverh
     )
 
 
-def overhead_table(wastes: Sequence[MemoryOverhead]) -> pd.DataFrame:
+def overhead_table(overheads: Sequence[MemoryOverhead]) -> pd.DataFrame:
     """One row a habit: `name, what, taken_bytes, needed_bytes, overhead_bytes, share, because`."""
     names = ("name", "what", "taken_bytes", "needed_bytes", "overhead_bytes", "share", "because")
-    return pd.DataFrame([{name: getattr(waste, name) for name in names} for waste in wastes], columns=names)
+    return pd.DataFrame([{name: getattr(overhead, name) for name in names} for overhead in overheads], columns=names)
 
 
 @dataclass(frozen=True, kw_only=True)

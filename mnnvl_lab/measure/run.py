@@ -1,4 +1,4 @@
-"""How many samples are enough, decided by all ranks together from the same numbers."""
+"""Run a sweep on warm ranks: batches of samples until the median is known well enough, as one tidy table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What one rank sends and what its experts would make of what it receives, on the rank's own device.
+"""Workload of one rank: the batch that it sends and the fake experts' results, on the rank's own device.
 
-Every rank makes all its data from the seed, so nothing has to be communicated to check a result. The stand-in for the
-experts multiplies a row by a gain that depends on the experts chosen: cheap, and a wrong row or weight shows.
+Every rank makes all its data from the seed, so nothing has to be communicated to check a result. The fake
+experts multiply a row by a scale that depends on the experts chosen: cheap, and a wrong row or weight shows.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Work:
 
 
 def fake_experts(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:
-    """The experts' stand-in: `[rows, H]` partial sums in `combine_dtype`, written where `combine` wants them.
+    """The fake experts: `[rows, H]` partial sums in `combine_dtype`, written where `combine` wants them.
 
     Args:
         tokens_of: for each source, the token of every row it sent, in the order received (`check.check_received`).

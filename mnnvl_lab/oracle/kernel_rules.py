@@ -1,4 +1,4 @@
-"""Where dispatch must bring each token: once to every rank that owns one of its experts."""
+"""Rules of the kernels: the target ranks of each token, and the order in which combine adds."""
 
 from __future__ import annotations
 

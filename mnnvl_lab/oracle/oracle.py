@@ -1,4 +1,4 @@
-"""What a round must bring about, computed from the global view: no transport, no communication."""
+"""Oracle: the expected result of a round, computed from all ranks' inputs without communication."""
 
 from __future__ import annotations
 

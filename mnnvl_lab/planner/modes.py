@@ -1,4 +1,4 @@
-"""What several MNNVL windows take, added up."""
+"""Memory of one mode's workspaces, summed over its allocations."""
 
 from __future__ import annotations
 

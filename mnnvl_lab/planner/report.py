@@ -1,4 +1,4 @@
-"""A plan in words: its title, its sizes in readable units, and what a reader must know about them."""
+"""Text of a plan: its title, its sizes in readable units, and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The letters of an SVG, carried in the file, so that its text stays text and looks alike everywhere."""
+"""Fonts embedded in an SVG, so that its text stays text and looks the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout drawn: a cell per rank, for someone who has never seen a process group."""
+"""Figures of a layout: one cell per rank, and the wait-for graph of a hang."""
 
 from __future__ import annotations
 
@@ -146,10 +146,10 @@ WAITING, MISSING, FREE = BLUE, VERMILLION, "#BBBBBB"
 
 
 def waits(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """The post-mortem of a hang as a graph.
+    """Wait-for graph of a hang.
 
     Args:
-        table: one row per rank, as `Verdict.to_frame` makes it.
+        table: one row per rank, as `HangReport.to_frame` makes it.
     """
     x_R, y_R = _circle(len(table))
     place = {row.rank: (x_R[i], y_R[i]) for i, row in enumerate(table.itertuples())}

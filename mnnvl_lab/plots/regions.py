@@ -1,4 +1,4 @@
-"""A workspace to scale, magnified step by step until its smallest regions show."""
+"""Figure of a workspace to scale, magnified step by step until its smallest regions are visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures that travel: text stays text, fonts and provenance are inside, for a column, two columns or a slide."""
+"""Save figures for print: text stays text, fonts and provenance are embedded, sized for columns or slides."""
 
 from __future__ import annotations
 

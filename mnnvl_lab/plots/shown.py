@@ -1,4 +1,4 @@
-"""What a figure shows, read back from its artists: as a table, and in words for readers who do not see it."""
+"""Read a figure back from its artists: as a table, and as text for readers who do not see it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shown(ax: Axes) -> pd.DataFrame:
     """The table that a figure shows: `print(plots.shown(ax))`.
 
     Returns:
-        A row a point of each labelled line (`series`, and columns named by the axes), bar (`series`, the category's
+        One row per point of each labelled line (`series`, and columns named by the axes), bar (`series`, the category's
         label, the value) or cell of a heat map (row, column, value); empty for a figure that has none of these.
     """
     rows = [*_points(ax), *_bars(ax), *_cells(ax)]

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, titles, and the caption that says what was measured where."""
+"""Style of every figure: colours, titles, axes, and the caption that says what was measured where."""
 
 from __future__ import annotations
 

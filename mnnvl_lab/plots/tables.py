@@ -1,4 +1,4 @@
-"""What the pure half computes, as tidy tables that can be drawn."""
+"""Tidy tables to draw, from what the package computes without measuring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A drawn figure in another size or colour scheme for as long as it is written to a file, then as it was."""
+"""Temporary size and colour scheme of a drawn figure while it is written to a file."""
 
 from __future__ import annotations
 

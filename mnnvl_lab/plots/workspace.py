@@ -1,4 +1,4 @@
-"""A rank's workspace as it was caught after each phase: slots by source, what is stale in them, counters and flags."""
+"""Figures of a rank's workspace after each phase: slots by source, stale rows, counters and flags."""
 
 from __future__ import annotations
 

@@ -148,14 +148,14 @@ def _marked(process: psutil.Process, name: str, value: str) -> bool:
 
 def end(processes: Iterable[psutil.Process]) -> None:
     """Kill processes with their children and wait until they are gone. psutil refuses a pid that was used again."""
-    doomed = set()
+    targets = set()
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            doomed |= {process, *process.children(recursive=True)}
-    for process in doomed:
+            targets |= {process, *process.children(recursive=True)}
+    for process in targets:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    wait_until_gone(doomed, limit_s=LIMIT_S)
+    wait_until_gone(targets, limit_s=LIMIT_S)
 
 
 def wait_until_gone(processes: Iterable[psutil.Process], *, limit_s: float) -> None:

@@ -25,7 +25,7 @@ class Joining:
     """Starts missing processes and joins all ranks of a layout in fresh groups.
 
     Args:
-        cluster, crew, sharing: the processes, by rank, and what shares GPUs among them.
+        cluster, pool, sharing: the processes, by rank, and what shares GPUs among them.
         fabric: `host`, `nvlink` or `shared_gpu`.
         env: as in `Ranks`.
         start_timeout_s: limit of each step.
@@ -114,8 +114,8 @@ class Joining:
         size = layout.world_size
         self._ask(dict.fromkeys(range(size, len(self._pool.processes)), ("leave",)), layout)
         [store] = self._ask({0: ("host_store", self._cluster.address)}, layout)
-        seats = {rank: self._assignment(rank, layout, placement, store) for rank in range(size)}
-        self.interfaces = self._ask({rank: ("join", assignment) for rank, assignment in seats.items()}, layout)
+        assignments = {rank: self._assignment(rank, layout, placement, store) for rank in range(size)}
+        self.interfaces = self._ask({rank: ("join", assignment) for rank, assignment in assignments.items()}, layout)
         self._joined_layout, self.joined, self.in_step = layout, True, True
 
     def _ask(self, calls: Mapping[int, tuple], layout: Layout) -> list:

@@ -1,4 +1,4 @@
-"""Same or different: a question asked of samples, not of two medians."""
+"""Compare two records point by point, by tests on samples, not by two medians."""
 
 from __future__ import annotations
 

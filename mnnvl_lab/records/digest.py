@@ -1,4 +1,4 @@
-"""A digest of a table's rows and provenance: whether a file still says what was written."""
+"""Digest of a table's rows and provenance: detects whether a file was changed after it was written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine is: processor, memory, GPUs. Reads the system and NVML alone; loads neither torch nor CUDA."""
+"""Provenance: processor, memory and GPUs of this machine, versions and commit. Loads neither torch nor CUDA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The columns of every table and figure: name, label, unit, dtype and meaning, said once."""
+"""Schema: name, label, unit, dtype and meaning of the columns of every table and figure."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ _ALL = (
     _point(
         "phase",
         "Phase",
-        "prepare, dispatch, experts (a stand-in: one pass over the rows), combine; round: all but experts in turn",
+        "prepare, dispatch, experts (fake: one pass over the rows), combine; round: all but experts in turn",
         "str",
     ),
     _point("tp", "TP", "tensor-parallel ranks"),
@@ -122,7 +122,7 @@ _ALL = (
     _point("max_tokens", "Capacity", "tokens per rank for which the workspace is sized", default=_at_least_one),
     _point("hidden", "Hidden size", "numbers in a token's row"),
     _point("experts", "Experts", "experts of a layer, over all ranks"),
-    _point("top_k", "Experts a token", "experts that a token chooses"),
+    _point("top_k", "Experts per token", "experts that a token chooses"),
     _point("format", "Dispatch format", "how a row is encoded on its way: bf16, fp8_block, mxfp8, nvfp4, ...", "str"),
     _point("routing", "Routing", "how tokens choose their experts", "str"),
     _point("seed", "Seed", "from which routing and payloads are drawn"),

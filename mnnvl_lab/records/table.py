@@ -1,4 +1,4 @@
-"""Making and joining tables: known columns, known types, one origin."""
+"""Make and join tables of samples: known columns and types, one origin."""
 
 from __future__ import annotations
 

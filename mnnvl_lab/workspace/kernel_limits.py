@@ -122,8 +122,8 @@ def _two_sided_problems(x: ExchangeShape):
     for name, row_bytes in x.moved_row_bytes.items():
         if row_bytes % ROW_ALIGNMENT_BYTES or row_bytes > TWO_SIDED_MAX_ROW_BYTES:
             yield (
-                f"{name} has {row_bytes} bytes per row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at most "
-                f"{TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
+                f"{name} has {row_bytes} bytes per row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at "
+                f"most {TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
             )
     if x.sm_limit is not None and x.sm_limit < 1:
         yield f"sm_limit is {x.sm_limit}: it must be at least 1, or None for all multiprocessors"

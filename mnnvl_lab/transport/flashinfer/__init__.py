@@ -1,1 +1,1 @@
-"""TODO"""
+"""Transports on GPUs: FlashInfer's one-sided and two-sided kernels on symmetric memory."""

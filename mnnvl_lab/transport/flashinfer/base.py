@@ -133,7 +133,7 @@ class FlashInferTransport(Transport):
         self._release(SymmetricMemory.abort)
 
     def _release(self, free: Callable[[SymmetricMemory], None]) -> None:
-        self.rank.watched = None  # a post-mortem must not read memory that is gone
+        self.rank.watched = None  # a diagnosis must not read memory that is gone
         with ExitStack() as every_one_even_if_one_fails:
             while self._memories:
                 every_one_even_if_one_fails.callback(free, self._memories.pop())

@@ -105,10 +105,10 @@ def interleave(
     Args:
         transfers: each with the peer at its other end.
         limit_s: seconds without progress after which it gives up.
-        blame: makes the error out of the peers that are waited for.
+        on_timeout: makes the error from the peers that are waited for.
 
     Raises:
-        RankTimeout: what `blame` returns.
+        RankTimeout: what `on_timeout` returns.
     """
     backoff, running = Backoff(limit_s), list(transfers)
     while running:
@@ -131,7 +131,7 @@ class SendBatch:
     Attributes:
         rows: uint8 `[N, row_bytes]`, what is sent.
         index_R: for each target, int64, which of the rows go there.
-        out_R: for each source, uint8 `[n, row_bytes]`, where its rows come to lie.
+        out_R: for each source, uint8 `[n, row_bytes]`, where its rows are placed.
     """
 
     rows: torch.Tensor
@@ -152,7 +152,7 @@ class FifoChannels:
         fifos_R: for each rank, uint8 `[R, channels, depth, entry_bytes]` in its row.
         connections_R: for each rank, uint64 `[R, channels, 32]` in its row.
         dense: rows fill an entry; else it takes as many as the kernels put there, whose packets also carry flags.
-        blame: makes the error out of the peers that are waited for.
+        on_timeout: makes the error from the peers that are waited for.
     """
 
     ep_rank: int

@@ -38,7 +38,7 @@ class Backoff:
         """Between two polls.
 
         Raises:
-            RankTimeout: what `blame` returns, when the limit is passed.
+            RankTimeout: what `on_timeout` returns, when the limit is passed.
         """
         now_s = time.perf_counter()
         self._since_s = self._since_s or now_s
@@ -55,7 +55,7 @@ def wait_until(ready: Callable[[], bool], *, limit_s: float, on_timeout: Callabl
     """Poll until `ready`.
 
     Raises:
-        RankTimeout: what `blame` returns, after `limit_s` seconds.
+        RankTimeout: what `on_timeout` returns, after `limit_s` seconds.
     """
     backoff = Backoff(limit_s)
     while not ready():

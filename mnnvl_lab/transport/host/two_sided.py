@@ -153,7 +153,7 @@ class HostTwoSided(Transport):
         )
 
     def _outward(self, sent: torch.Tensor, got: torch.Tensor) -> SendBatch:
-        """Rows from here to their targets; those of others, `[rows, row_bytes]`, come to lie close by source."""
+        """Rows from here to their targets; those of others, `[rows, row_bytes]`, are packed by source."""
         index_R = [torch.from_numpy(tokens) for tokens in self._prepared.routes.tokens_R]
         return SendBatch(rows=as_bytes(sent), index_R=index_R, out_R=blocks(got, self._prepared.counts_R))
 
