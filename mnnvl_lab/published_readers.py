@@ -53,7 +53,7 @@ def read_published(path: str | os.PathLike, *, format: str) -> pd.DataFrame:
         format: `aiconfigurator`, `collectivex`, `flashinfer`, `tensorrt_llm` or `nccl_tests`.
 
     Returns:
-        A row a figure, in the columns of `datasets.load_published`.
+        A row per figure, in the columns of `datasets.load_published`.
 
     Raises:
         RecordError: no such file, or not of that format. Refused: no such format.

@@ -40,7 +40,7 @@ PROSE = {
     "one row a sample: one row per sample": rf"\b(?:one|a) (row|line|cell|column|GPU) an? ({UNITS})\b(?![-'])",
 }
 IDENTIFIERS = re.compile(
-    r"^_*(nursery|warden|crew|seats?|vacant|dawdl\w*|victims?|doom(ed)?|hazards?|postmortem\w*|ink_on|volleys?|asides?|"
+    r"^_*(nursery|warden|crew|seats?|vacant|dawdl\w*|victims?|doom(ed)?|hazards?|postmortem\w*|ink_on|volleys?|asides|"
     r"slot_sum|stand_in|live_fifos|watch_turns|peek\w*|patience|parcels?|landing|nurseries|wastes?|blame|roof)_*$",
     re.IGNORECASE,
 )

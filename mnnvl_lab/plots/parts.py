@@ -35,7 +35,7 @@ def load(path: str) -> pd.DataFrame:
 
 
 def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of a table that make one figure, a line a mode.
+    """The parts of a table that make one figure, a line per mode.
 
     How a mode is used, such as written in place, parts figures only where one mode is used in both ways; capacity and
     runtime max only where they do not follow from the tokens.

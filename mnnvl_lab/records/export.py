@@ -95,7 +95,7 @@ def _aiconfigurator(table: pd.DataFrame, path: Path, machine: Mapping[str, objec
 
 
 def _collectivex(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:
-    """`case-attempt` documents, one a mode, load and phase of serving."""
+    """`case-attempt` documents, one per mode, load and phase of serving."""
     eager = table[(table["clock"] == "eager") & table["phase"].isin(COMPONENTS) & (table["tokens"] > 0)]
     eager = eager[(eager["token_counts"] == "equal") & ~eager["routing"].str.startswith("replay")]
     if eager.empty:
@@ -174,7 +174,7 @@ def _component(latency_us: pd.Series) -> dict[str, object]:
 
 
 def _moved_bytes(point: pd.Series) -> dict[str, dict[str, int]]:
-    """Logical bytes of all ranks together: one row a token and target rank, its own included."""
+    """Logical bytes of all ranks together: one row per token and target rank, its own included."""
     load = Load(routing=parse(str(point["routing"])), tokens=int(point["tokens"]), seed=int(point["seed"]))
     rows = int(traffic.rows_RR(load, **{name: int(point[name]) for name in ("experts", "top_k", "ep_size")}).sum())
     hidden, form = int(point["hidden"]), require_format(str(point["format"]))

@@ -42,7 +42,7 @@ def bandwidths(table: pd.DataFrame) -> pd.DataFrame:
         table: of `timed_phases`.
 
     Returns:
-        A row a point: `mode, phase, clock, format, routing, tokens, p50_us`, and a column a convention.
+        A row per point: `mode, phase, clock, format, routing, tokens, p50_us`, and a column a convention.
     """
     rows = []
     for _, points in summary(table).groupby([*LOAD, "token_counts", "seed"], sort=False):
@@ -100,7 +100,7 @@ def conventions() -> Block:
 
 
 def opened(table: pd.DataFrame) -> pd.DataFrame:
-    """Memory that opening a workspace took, beside its prediction: a row a point, of the first rank."""
+    """Memory that opening a workspace took, beside its prediction: a row per point, of the first rank."""
     rows = table[(table["step"] == "open") & (table["rank"] == table["rank"].min())]
     used = [name for name in OPTIONS if rows[name].nunique() > 1]
     names = ["mode", *used, "tokens", "predicted_bytes", "change_bytes", "rest_bytes"]

@@ -50,7 +50,7 @@ def about(source: Source, part: pd.DataFrame) -> dict[str, object]:
 
 
 def wide(medians: pd.DataFrame, place: Mapping[str, object]) -> Block:
-    """A row a token count, and for each mode its median and the interval of it."""
+    """A row per token count, and for each mode its median and the interval of it."""
     tokens = sorted(medians["tokens"].unique())
     fields = [Field.of("tokens", "Tokens per rank", [f"{count}" for count in tokens], tokens)]
     for mode, line in medians.groupby("mode", sort=False):
