@@ -59,7 +59,7 @@ def shown_values(command, capsys) -> dict[str, list[str]]:
     entries = dict(re.findall(r"^  (mode|fabric|routing|clock) +(.*(?:\n {11}.*)*)", text, re.MULTILINE))
     entries["format"] = re.search(r"--format FORMAT.*\n +(.*)\(default", text).group(1)
     return {
-        "mode": re.findall(r"\w+_\w+", entries["mode"]),
+        "mode": re.findall(r"\w+_\w+|pico", entries["mode"]),
         "fabric": re.findall(r"(\w+) \(", entries["fabric"]),
         "clock": re.findall(r"(\w+):", entries["clock"]),
         "routing": entries["routing"].removeprefix("how tokens choose experts: ").split(", "),

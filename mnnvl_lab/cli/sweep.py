@@ -35,7 +35,7 @@ CAPACITIES = {
     "--runtime-max-tokens": "tokens per rank on which all ranks agree for a round (default the fullest rank's)",
 }
 WORDS = f"""{EPILOG_OF_LAYOUT}
-  mode     one_sided, two_sided, or a baseline: allgather_reducescatter, all_to_all
+  mode     one_sided, two_sided, pico, or a baseline: allgather_reducescatter, all_to_all
   fabric   what carries the bytes: host (processes and shared memory, runs anywhere), nvlink (one GPU per rank),
            shared_gpu (several ranks per GPU under MPS; no baselines there)
   tokens   tokens of each rank: 128 for all ranks, or 1,4,0,128 for one count per rank of the EP group; at most
