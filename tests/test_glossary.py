@@ -15,7 +15,7 @@ from mnnvl_lab.glossary import PAGE, glossary
 ROOT = Path(__file__).parents[1]
 ORDINARY = {"API", "CI", "CSV", "GIF", "HTML", "ID", "JSON", "OK", "PDF", "PID", "PNG", "README", "SHA256", "SVG"}
 """What any reader of English or of a shell knows."""
-NAMES = {"AMD", "EPYC", "TMPDIR"}
+NAMES = {"AMD", "DIR", "EPYC", "TMPDIR"}
 """Of makers, products and variables."""
 SIGNALS = re.compile("SIG[A-Z0-9]+")
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|<[^>]+>", re.DOTALL)
@@ -47,7 +47,7 @@ def known():
     return {term.name for term in terms} | {part for term in terms for part in term.name.split("/")} | EXPANDED
 
 
-EXPANDED = {"HBM", "FP", "SHA", "MB", "TB", "KB"}  # HBM3, FP8 and SHA256 lose their figures; units with a prefix
+EXPANDED = {"HBM", "NVL", "FP", "SHA", "MB", "TB", "KB"}  # HBM3, FP8 and SHA256 lose their figures; units with a prefix
 PAGES = dict(pages())
 
 
