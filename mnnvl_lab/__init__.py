@@ -29,6 +29,7 @@ _MODULES = {
     "doctor": "mnnvl_lab.doctor",
     "errors": "mnnvl_lab.errors",
     "faults": "mnnvl_lab.faults",
+    "findings": "mnnvl_lab.analysis.findings",
     "layout": "mnnvl_lab.layout",
     "links": "mnnvl_lab.measure.links",
     "memory": "mnnvl_lab.measure.memory",

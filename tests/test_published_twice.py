@@ -5,7 +5,7 @@ import pytest
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import Exchange
-from mnnvl_lab.faults.prepare_rounds import PROTOCOLS, first_weights, prepare_rounds, prepare_table
+from mnnvl_lab.faults.prepare_blocks import PROTOCOLS, first_weights, prepare_rounds, prepare_table
 from mnnvl_lab.faults.replay import replay_one_sided, replay_prepare, steps_of
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point

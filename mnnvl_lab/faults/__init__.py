@@ -6,9 +6,9 @@ _MODULES = {
     "fuzz": ("FuzzCase", "run_fuzz_cases"),
     "hangs": ("fail_beside_kernel", "idle", "live_on", "open_and_keep", "return_early", "small_point", "stay_away"),
     "invalid_inputs": ("INVALID_INPUTS", "InvalidInput", "require_invalid_input"),
-    "prepare_rounds": ("first_weights", "prepare_rounds", "prepare_table"),
+    "prepare_blocks": ("first_weights", "prepare_rounds", "prepare_table"),
     "races": ("challenge", "stress"),
-    "replay": ("replay_one_sided", "replay_prepare"),
+    "replay": ("replay_one_sided", "replay_prepare", "steps_of"),
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOMES)

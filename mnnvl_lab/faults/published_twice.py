@@ -33,6 +33,7 @@ from mnnvl_lab.workspace.two_sided import (
 
 STEP_DEPTH = 2  # steps that the buffer holds, as in the kernels
 DELAY_S = 0.005
+POLLS = 200  # more than the packets of the largest round that is delayed
 DELAYED_STEPS = ("fill packet 0", "publish head")
 
 
@@ -57,20 +58,26 @@ class Gate(Protocol):
 
 
 class StepDelays:
-    """Delays the steps at which the mistake shows, each by `delay_s` from when it could first run."""
+    """Delays the steps at which the mistake shows, each by `delay_s` and `POLLS` polls from when it could first run.
+
+    The polls make the outcome within one rank independent of the machine's load: the rank's own receiver moves on by
+    one packet in each.
+    """
 
     def __init__(self, delay_s: float = DELAY_S):
-        self._delay_s, self._ready_s = delay_s, {}
+        self._delay_s = delay_s
+        self._waiting: dict[NamedStep, tuple[float, int]] = {}
 
     def may_run(self, step: NamedStep) -> bool:
         name = step.label.partition(": ")[2]
         if name != DELAYED_STEPS[0] and not name.startswith(DELAYED_STEPS[1]):
             return True
-        now_s = time.monotonic()
-        return now_s - self._ready_s.setdefault(step, now_s) >= self._delay_s
+        since_s, polls = self._waiting.get(step, (time.monotonic(), 0))
+        self._waiting[step] = since_s, polls + 1
+        return polls >= POLLS and time.monotonic() - since_s >= self._delay_s
 
     def done(self, step: NamedStep) -> None:
-        self._ready_s.pop(step, None)
+        self._waiting.pop(step, None)
 
 
 @dataclass(frozen=True, kw_only=True)

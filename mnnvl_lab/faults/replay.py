@@ -15,7 +15,7 @@ import numpy as np
 from mnnvl_lab.errors import RankTimeout, Refused
 from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.faults.broken_protocols import Unmet
-from mnnvl_lab.faults.prepare_rounds import prepare_blocks
+from mnnvl_lab.faults.prepare_blocks import blocks_of_rounds
 from mnnvl_lab.faults.published_twice import NamedStep, PrepareInSteps, StepPublishedTwice
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
@@ -99,7 +99,7 @@ def replay_prepare(rank, model: Prepare, steps: Sequence[tuple[str, str]], *, so
         sound: a full last step is published once. Its processes cannot take all steps of the trace, so they run freely.
 
     Returns:
-        What this rank got in each round (`prepare_rounds.PreparedBlock`).
+        What this rank got in each round (`prepare_blocks.PreparedBlock`).
     """
     _require_two(rank)
     kept = [] if sound else [step for step in steps if step[1].partition(": ")[2].startswith(HOST_STEPS)]
@@ -110,7 +110,7 @@ def replay_prepare(rank, model: Prepare, steps: Sequence[tuple[str, str]], *, so
     transport_type = SmallPrepareInSteps if sound else SmallStepPublishedTwice
     with transport_type(rank, points[0].exchange, gate=gate) as transport:
         transport.wait_limit_s = LIMIT_S
-        return prepare_blocks(transport, points)
+        return blocks_of_rounds(transport, points)
 
 
 class TurnsOneSided(Unmet, HostOneSided):

@@ -2,6 +2,25 @@
 
 from mnnvl_lab.workspace.mnnvl import Allocation, Region, Window, pack
 from mnnvl_lab.workspace.one_sided import OneSidedWorkspace
-from mnnvl_lab.workspace.two_sided import TwoSidedWorkspace
+from mnnvl_lab.workspace.two_sided import (
+    TwoSidedWorkspace,
+    fills_last_step,
+    first_rows_that_fill,
+    packets_per_row,
+    prepare_packets,
+    rows_per_entry,
+)
 
-__all__ = ["Allocation", "OneSidedWorkspace", "Region", "TwoSidedWorkspace", "Window", "pack"]
+__all__ = [
+    "Allocation",
+    "OneSidedWorkspace",
+    "Region",
+    "TwoSidedWorkspace",
+    "Window",
+    "fills_last_step",
+    "first_rows_that_fill",
+    "pack",
+    "packets_per_row",
+    "prepare_packets",
+    "rows_per_entry",
+]

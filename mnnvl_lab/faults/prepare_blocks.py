@@ -57,10 +57,10 @@ def prepare_rounds(rank, point: Point, *, rounds: int = 3, protocol: str = "Step
     transport_type = getattr(published_twice, choose(protocol, PROTOCOLS, "protocol"))
     loads = [replace(point.load, seed=point.load.seed + number) for number in range(rounds)]
     with transport_type(rank, point.exchange) as transport:
-        return prepare_blocks(transport, [replace(point, load=load) for load in loads])
+        return blocks_of_rounds(transport, [replace(point, load=load) for load in loads])
 
 
-def prepare_blocks(transport, points: Sequence[Point]) -> list[PreparedBlock]:
+def blocks_of_rounds(transport, points: Sequence[Point]) -> list[PreparedBlock]:
     """One round per point on an open transport. Collective."""
     blocks: list[PreparedBlock] = []
     last_R: dict[int, np.ndarray] = {}
