@@ -9,7 +9,7 @@ of the groups of one kind is vLLM's too: it swaps the group's axis with the last
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 
@@ -77,6 +77,15 @@ class Layout:
         """
         engines = import_module("mnnvl_lab.engines")  # which import this module
         return engines.read_engine(engine, flags).layout
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, object]) -> Layout:
+        """The layout of a record's row: columns `tp`, `dp`, `pcp` and `pp`.
+
+        Raises:
+            Refused: a size is out of range.
+        """
+        return cls(**{name: int(row[name]) for name in ("tp", "dp", "pcp", "pp")})
 
     @property
     def world_size(self) -> int:

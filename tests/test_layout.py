@@ -1,6 +1,7 @@
 from contextlib import suppress
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -266,3 +267,9 @@ def test_sequence_parallel_counts_cover_the_tokens_with_less_than_a_rank_to_spar
 def test_refuses_impossible_token_counts(tokens, tp):
     with pytest.raises(Refused, match=r"tokens_per_dp is|tp is 0"):
         sp_token_counts(tokens, tp=tp, sequence_parallel=True)
+
+
+def test_a_layout_comes_back_from_its_row_of_a_record():
+    layout = Layout(tp=2, dp=4, pcp=1, pp=2)
+    row = pd.Series({"tp": np.int64(2), "dp": 4.0, "pcp": 1, "pp": 2, "tokens": 16})
+    assert Layout.from_row(row) == layout

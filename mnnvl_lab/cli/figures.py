@@ -38,7 +38,7 @@ def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
             rows_RR = rows_of(fullest, tokens_of(fullest))
             yield f"traffic{name}", plots.traffic(plots.traffic_table(rows_RR))
     for name, part in settings(table, LAYOUT):
-        layout = Layout(**{axis: int(part[axis].iloc[0]) for axis in LAYOUT})
+        layout = Layout.from_row(part.iloc[0])
         yield f"ranks{name}", plots.rank_grid(layout.to_frame())
 
 

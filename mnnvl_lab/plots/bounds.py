@@ -76,11 +76,10 @@ def _words(column: str, value: object) -> str:
 
 def need_of(point: pd.Series, tokens: int) -> ExchangeShape:
     """What the workspace of a measured point carries."""
-    layout = Layout(**{name: int(point[name]) for name in ("tp", "dp", "pcp", "pp")})
     shape = {name: int(point[name]) for name in ("hidden", "experts", "top_k")}
     extras = str(point.get("extra_payload_bytes", ""))
     return ExchangeShape(
-        layout=layout,
+        layout=Layout.from_row(point),
         max_tokens=max(tokens, 1),
         format=require_format(point["format"]).name,
         combine_dtype=str(point.get("combine_dtype", "bf16")),
