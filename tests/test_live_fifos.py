@@ -9,7 +9,7 @@ from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point
 from mnnvl_lab.measure.capture import snapshots_table, step_rounds
-from mnnvl_lab.plots import workspace
+from mnnvl_lab.plots import fifos
 from mnnvl_lab.plots.workspace import last_steps
 from mnnvl_lab.routing import Load, Uniform, traffic
 
@@ -54,7 +54,7 @@ def test_an_entry_shows_the_step_that_filled_it_last():
 
 def test_the_figure_says_who_must_wait():
     looks = {"moment": ["a", "b"], "sender": [0, 0], "receiver": [1, 1], "head": [8, 12], "tail": [0, 11]}
-    ax = workspace(pd.DataFrame(looks))
+    ax = fifos(pd.DataFrame(looks))
     words = {gid: [t.get_text().strip() for t in ax.texts if t.get_gid() == gid] for gid in ("step", "counters")}
     assert words["counters"] == ["head 8, tail 0: full", "head 12, tail 11"]
     assert words["step"] == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "4", "5", "6", "7"]
