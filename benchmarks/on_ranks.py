@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import torch
@@ -11,7 +12,8 @@ import torch.distributed as dist
 
 from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.measure.check import checked_round
-from mnnvl_lab.measure.point import Point
+from mnnvl_lab.measure.clocks import Round
+from mnnvl_lab.measure.point import Delay, Point
 from mnnvl_lab.measure.workload import Work
 from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.routing.traffic import rows_RR
@@ -23,14 +25,11 @@ def time_round(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]
 
     work = Work.of(rank, Point(exchange=exchange, load=Load(routing=Uniform(), tokens=exchange.max_tokens)))
     with open_transport(rank, exchange) as transport:
-        batch = transport.validate(work.batch()).batch
+        batch = work.batch()
         partials, _ = checked_round(transport, work, batch)
-        calls = {
-            "prepare": lambda: transport.enqueue_prepare(batch),
-            "dispatch": lambda: transport.enqueue_dispatch(batch),
-            "combine": lambda: transport.enqueue_combine(partials),
-        }
-        return _timed(transport.group, {name: calls[name] for name in transport.phases}, repeats)
+        timed = Round(transport=transport, batch=batch, partials=partials, delay=Delay())
+        calls = {phase: partial(timed.phase, phase) for phase in transport.phases}
+        return _timed(transport.group, calls, repeats)
 
 
 def time_bytes(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]:

@@ -131,6 +131,19 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Handle:
+    """A round between its dispatch and its combine, as data; each transport adds what its combine needs.
+
+    Attributes:
+        batch: what this rank sent.
+        rows: rows of `Received`, with its gaps, and so of the partial sums that combine takes.
+    """
+
+    batch: Batch
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Received:
     """What dispatch brought to one rank. Rows of one source lie together; their order is the transport's.
 
@@ -143,6 +156,7 @@ class Received:
         counts_R: rows that came from each source.
         starts_R: first row of each source's block; `rows - starts` need not be tight (one-sided leaves gaps, whose
             content is stale).
+        handle: the round, for `Transport.partials_buffer` and `Transport.combine`.
     """
 
     payloads: tuple[torch.Tensor, ...]
@@ -150,6 +164,7 @@ class Received:
     weights: torch.Tensor
     counts_R: tuple[int, ...]
     starts_R: tuple[int, ...]
+    handle: Handle
     eplb_stats_RE: torch.Tensor | None = None
 
     def block(self, source: int) -> slice:

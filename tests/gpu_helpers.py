@@ -37,7 +37,7 @@ def growing(rank, exchange, loads):
 def changing(rank, exchange, loads, *, active_ranks=None):
     """Rounds whose sizes alternate, back to back, of batches made beforehand; which of this rank's sums were right.
 
-    Without a mask all batches are admitted first. Sums are compared after the last round: until then no rank waits for
+    Without a mask all batches are validated first. Sums are compared after the last round: until then no rank waits for
     another beyond what the transport makes it.
     """
     from mnnvl_lab.measure.clocks import synchronize
@@ -48,13 +48,15 @@ def changing(rank, exchange, loads, *, active_ranks=None):
         if active_ranks is not None and transport.ep_rank not in active_ranks:
             return []
         batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
-        batches = [batch if active_ranks else transport.validate(batch) for batch in batches]
+        for batch in [] if active_ranks else batches:
+            transport.validate(batch)
         combined = []
         for load, batch in zip(loads, batches, strict=True):
-            received = transport.dispatch(batch)
+            received = transport.dispatch(batch, validated=not active_ranks)
             blocks = [received.payloads[0][received.block(source)] for source in range(exchange.ep_size)]
             tokens_R = [tokens_in(block, source) for source, block in enumerate(blocks)]
-            combined.append(transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R)))
+            partials = partials_of(rank, exchange, load, transport, received, tokens_R)
+            combined.append(transport.combine(partials, received.handle))
         synchronize(rank.device)
     for load, got in zip(loads, combined, strict=True):
         check_combined(rank, exchange, got, oracle_of(exchange, load, active_ranks))
@@ -74,9 +76,9 @@ def enqueued_in_another_size(rank, exchange):
         larger = replace(small_batch(call), runtime_max_tokens=TOKENS + 1)
         said = refusal(lambda: transport.enqueue_dispatch(larger))
         transport.meet(larger)
-        transport.enqueue_dispatch(larger)
-        (rows,), ids, _ = transport.received_views()
-        return said, call.right(transport.enqueue_combine(call.partials(rows, ids)))
+        handle = transport.enqueue_dispatch(larger)
+        (rows,), ids, _ = transport.received_views(handle)
+        return said, call.right(transport.enqueue_combine(call.partials(rows, ids), handle))
 
 
 def padded_ids(rank, exchange):
@@ -84,15 +86,15 @@ def padded_ids(rank, exchange):
     from dataclasses import replace
 
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.base import Validated
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
-        batch, counts = transport.validate(small_batch(call)).batch, []
+        batch, counts = small_batch(call), []
+        transport.validate(batch)
         for ids in (batch.experts_TK, padded(batch.experts_TK, rank)):
-            received = transport.dispatch(Validated(batch=replace(batch, experts_TK=ids)))
+            received = transport.dispatch(replace(batch, experts_TK=ids), validated=True)
             counts.append(received.counts_R[1])
-            transport.combine(transport.partials_buffer(received))
+            transport.combine(transport.partials_buffer(received.handle), received.handle)
         return counts
 
 
@@ -123,15 +125,14 @@ def replayed(rank, exchange):
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
         batch = small_batch(call)
-        received = transport.dispatch(batch)
-        buffer = transport.partials_buffer(received)
-        transport.combine(buffer)
+        handle = transport.dispatch(batch).handle
+        buffer = transport.partials_buffer(handle)
+        transport.combine(buffer, handle)
 
         def one_round():
-            transport.enqueue_prepare(batch)
-            transport.enqueue_dispatch(batch)
-            (rows,), ids, _ = transport.received_views()
-            return transport.enqueue_combine(buffer.copy_(call.partials(rows, ids)))
+            handle = transport.enqueue_dispatch(batch, transport.enqueue_prepare(batch))
+            (rows,), ids, _ = transport.received_views(handle)
+            return transport.enqueue_combine(buffer.copy_(call.partials(rows, ids)), handle)
 
         side = torch.cuda.Stream()
         torch.cuda.synchronize()
@@ -156,7 +157,6 @@ def replayed(rank, exchange):
 def mismatch(rank, exchange):
     """What the kernels say to this exchange, in which phase, and what memory stays taken on this rank's GPU."""
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.flashinfer.memory import device_memory_bytes
 
     def attempt():
         try:
@@ -166,15 +166,9 @@ def mismatch(rank, exchange):
             return error.kernel_message, error.phase, error.spans, error.ep_size
         return None
 
-    def used():
-        rank.group("world").barrier()
-        size = device_memory_bytes(rank.device)
-        rank.group("world").barrier()
-        return size
-
     attempt()
-    before = used()
-    return attempt(), used() - before
+    before = used_bytes(rank)
+    return attempt(), used_bytes(rank) - before
 
 
 def without_rank_1(rank, exchange):
@@ -182,15 +176,14 @@ def without_rank_1(rank, exchange):
     import torch
 
     from mnnvl_lab.transport import open_transport
-    from mnnvl_lab.transport.base import Validated
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
         full_round(transport, call, small_batch(call))
         if rank.index == 1:
             return None
-        received = transport.dispatch(Validated(batch=small_batch(call, active_ranks=(0,))))
-        combined = transport.combine(call.partials(received.payloads[0], received.experts))
+        received = transport.dispatch(small_batch(call, active_ranks=(0,)), validated=True)
+        combined = transport.combine(call.partials(received.payloads[0], received.experts), received.handle)
         torch.cuda.synchronize()
         return received.counts_R, bool((combined == call.partials(call.rows, call.ids)).all())
 
@@ -206,7 +199,7 @@ def statistics(rank, exchange):
     with open_transport(rank, exchange) as transport:
         received = transport.dispatch(small_batch(call, eplb_stats_E=mine))
         table = received.eplb_stats_RE.cpu().tolist()
-        transport.combine(call.partials(received.payloads[0], received.experts))
+        transport.combine(call.partials(received.payloads[0], received.experts), received.handle)
         return table
 
 
@@ -222,10 +215,10 @@ def sanitized(rank, exchange):
         )
         received = transport.dispatch(few)
         before = received.experts.clone()
-        transport.sanitize(exchange.experts)
+        transport.sanitize(received.handle, exchange.experts)
         kept = [bool((received.experts[received.block(s)] == before[received.block(s)]).all()) for s in range(2)]
         stale = [received.experts[received.block(s).stop : (s + 1) * TOKENS].flatten().tolist() for s in range(2)]
-        transport.combine(call.partials(received.payloads[0], received.experts))
+        transport.combine(call.partials(received.payloads[0], received.experts), received.handle)
         return kept, {i for ids in stale for i in ids}
 
 
@@ -235,29 +228,27 @@ def peeked(rank, exchange):
 
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
-        batch = transport.validate(small_batch(call)).batch
+        batch = small_batch(call)
         full_round(transport, call, batch)  # a kernel that is loaded or memory that is taken later waits for the spin
         flags, seconds = None, 0.0
         if rank.index == 0:
-            transport.enqueue_prepare(batch)
-            transport.enqueue_dispatch(batch)
+            handle = transport.enqueue_dispatch(batch, transport.enqueue_prepare(batch))
             time.sleep(SPIN_S)
             start = time.perf_counter()
             flags = {name: value.tolist() for name, value in transport.read_flags().items()}
             seconds = time.perf_counter() - start
         transport.group.barrier()
         if rank.index == 1:
-            transport.enqueue_prepare(batch)
-            transport.enqueue_dispatch(batch)
-        payloads, ids, _ = transport.received_views()
-        right = call.right(transport.enqueue_combine(call.partials(payloads[0], ids)))
+            handle = transport.enqueue_dispatch(batch, transport.enqueue_prepare(batch))
+        payloads, ids, _ = transport.received_views(handle)
+        right = call.right(transport.enqueue_combine(call.partials(payloads[0], ids), handle))
         return right, flags, seconds
 
 
 def full_round(transport, call, batch):
     """Dispatch and combine with the experts of `Call`."""
     received = transport.dispatch(batch)
-    return transport.combine(call.partials(received.payloads[0], received.experts))
+    return transport.combine(call.partials(received.payloads[0], received.experts), received.handle)
 
 
 def misplaced(rank, exchange):
@@ -267,3 +258,29 @@ def misplaced(rank, exchange):
     call = call_of(rank)
     with open_transport(rank, exchange) as transport:
         full_round(transport, call, small_batch(call))
+
+
+def memory_taken(rank, exchange):
+    """Bytes of this rank's GPU, all of its ranks together: predicted for the workspaces, taken while a transport is
+    open, and left taken once it is closed. One opening goes ahead uncounted: it loads modules and fills torch's pools.
+    """
+    from mnnvl_lab.transport import open_transport
+
+    sharing = rank.group("world").allgather(str(rank.device)).count(str(rank.device))
+    with open_transport(rank, exchange):
+        pass
+    before = used_bytes(rank)
+    with open_transport(rank, exchange) as transport:
+        during = used_bytes(rank)
+        predicted = sharing * sum(allocation.allocated_bytes for allocation in transport.allocations)
+    return predicted, during - before, used_bytes(rank) - before
+
+
+def used_bytes(rank):
+    """Memory in use on this rank's GPU while no rank allocates or frees."""
+    from mnnvl_lab.transport.flashinfer.memory import device_memory_bytes
+
+    rank.group("world").barrier()
+    size = device_memory_bytes(rank.device)
+    rank.group("world").barrier()
+    return size

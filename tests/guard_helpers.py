@@ -19,10 +19,9 @@ def with_a_lost_step(rank, point, *, guarded, rounds=6):
         if not guarded:
             transport._guard._reset = lambda: None
         work = Work.of(rank, point)
-        batch = transport.validate(work.batch())
-        received = transport.dispatch(batch)
+        handle = transport.dispatch(work.batch()).handle
         transport._guard._words[transport.ep_rank, 0] = 2
-        transport.combine(transport.partials_buffer(received))
+        transport.combine(transport.partials_buffer(handle), handle)
         for seed in range(1, rounds):
             fresh = Work.of(rank, replace(point, load=replace(point.load, seed=seed)))
             found.append(_wrong(transport, fresh))
@@ -37,5 +36,5 @@ def _wrong(transport, work):
         check_received(work, received)
     except WrongResult as error:
         wrong = f"{error}; {transport.explanation()}"
-    transport.combine(transport.partials_buffer(received))
+    transport.combine(transport.partials_buffer(received.handle), received.handle)
     return wrong

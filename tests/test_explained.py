@@ -14,9 +14,6 @@ class Suspicious:
 
     words: str
 
-    def validate(self, batch):
-        return batch
-
     def dispatch(self, batch):
         raise WrongResult("row 3 is wrong")
 

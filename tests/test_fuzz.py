@@ -65,9 +65,9 @@ def ranks(host_ranks):
 
 # Not shrunk: a call costs a second, and the assertion names the one trial that failed.
 @settings(max_examples=6, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
-@given(chosen=st.lists(trials(4), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL), keep=st.booleans())
-def test_random_rounds_are_right_or_refused(ranks, chosen, keep):
-    require_due(chosen, ranks.run(run_fuzz_cases, chosen, keep=keep))
+@given(chosen=st.lists(trials(4), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL))
+def test_random_rounds_are_right_or_refused(ranks, chosen):
+    require_due(chosen, ranks.run(run_fuzz_cases, chosen))
 
 
 @pytest.mark.parametrize(("mode", "experts"), [("one_sided", 16), ("one_sided", 18), ("two_sided", 16)])

@@ -9,7 +9,6 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.flashinfer.memory import footprint
 from mnnvl_lab.transport.flashinfer.upstream import EXPERTS_PER_RANK, HIDDEN, LAYERS, TOKENS, TOP_K, attempt
 from tests import gpu_helpers as on
 
@@ -120,7 +119,7 @@ def alternating(tokens_R, other_R, pairs):
     return [Load(routing=Uniform(), tokens=tokens, seed=seed) for seed, tokens in enumerate(sizes)]
 
 
-def test_batches_admitted_ahead_may_change_size_where_one_rank_pulls_for_long(two):
+def test_batches_validated_ahead_may_change_size_where_one_rank_pulls_for_long(two):
     """The ragged pair that gives wrong sums with FlashInfer 0.7.2 alone: one rank is done at once, the other pulls."""
     exchange = point("one_sided", tokens=(4096, 4096), experts=256, top_k=8, hidden=2048).exchange
     loads = alternating((2048, 1), (1, 4096), 4)
@@ -160,9 +159,9 @@ def test_a_captured_round_replays_over_new_rows_and_routings(two, options):
 @pytest.mark.parametrize("tokens", [16, 4096])
 def test_memory_is_as_predicted_and_comes_back_to_the_byte(two, mode, tokens):
     exchange = small(mode, two.layout, max_tokens=tokens, hidden=7168)
-    for taken in two.run(footprint, exchange, timeout_s=FIRST_S):
-        assert taken.taken_bytes == taken.predicted_bytes
-        assert taken.left_bytes == 0
+    for predicted, taken, left in two.run(on.memory_taken, exchange, timeout_s=FIRST_S):
+        assert taken == predicted
+        assert left == 0
 
 
 @pytest.mark.parametrize("mode", GPU_MODES)

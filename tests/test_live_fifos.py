@@ -59,4 +59,4 @@ def test_the_figure_says_who_must_wait():
     assert words["counters"] == ["head 8, tail 0: full", "head 12, tail 11"]
     assert words["step"] == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "4", "5", "6", "7"]
     assert ax.get_title(loc="left") == "FIFO from rank 0 to rank 1"
-    assert workspace(pd.DataFrame(looks).assign(sender=[0, 1])).get_title(loc="left") == "FIFOs to rank 1"
+    assert fifos(pd.DataFrame(looks).assign(sender=[0, 1])).get_title(loc="left") == "FIFOs to rank 1"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnnvl_lab.errors import Refused, WrongResult
-from mnnvl_lab.exchange import Exchange, Received
+from mnnvl_lab.exchange import Exchange, Handle, Received
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Delay, Point, Sampling, Sweep, measure
 from mnnvl_lab.measure.check import check_combined, check_received
@@ -52,6 +52,7 @@ def received_by_the_book(point, target=0):
         weights=torch.from_numpy(np.concatenate(weights)),
         counts_R=tuple(counts),
         starts_R=tuple(np.cumsum([0, *counts[:-1]]).tolist()),
+        handle=Handle(batch=None, rows=sum(counts)),
     )
 
 

@@ -135,7 +135,7 @@ def test_rounds_off_the_boundary_are_left_alone(words):
     assert group.asked == 2  # for the two whose size may be on the boundary
 
 
-def test_a_round_that_was_not_admitted_is_guarded_by_its_size(words):
+def test_a_round_that_was_not_validated_is_guarded_by_its_size(words):
     guarded = guard(words)
     guarded.before_prepare(batch(100))
     guarded.after_combine()

@@ -6,8 +6,9 @@ import pytest
 from mnnvl_lab.errors import LabError, Refused, SmLimitFixed
 from mnnvl_lab.transport.flashinfer import memory as symmetric
 from mnnvl_lab.transport.flashinfer import two_sided, upstream
-from mnnvl_lab.transport.flashinfer.base import between, first_line, require_prediction, split_regions
+from mnnvl_lab.transport.flashinfer.base import between, first_line, require_prediction
 from mnnvl_lab.workspace import OneSidedWorkspace, TwoSidedWorkspace
+from mnnvl_lab.workspace.mnnvl import split_regions
 
 torch = pytest.importorskip("torch")
 mnnvl = pytest.importorskip("flashinfer.comm.mnnvl")

@@ -108,6 +108,15 @@ def test_calls_out_of_turn_are_refused_and_do_no_harm(ranks, mode):
         assert twice.startswith("Refused: dispatch called while the transport is 'dispatched'")
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_handle_of_an_earlier_round_is_refused_on_all_ranks(ranks, mode):
+    if mode not in ("one_sided", "two_sided") and ranks.fabric == "shared_gpu":
+        pytest.skip("NCCL takes no two ranks on one GPU")
+    told = {said for (said,) in run(ranks, on.stale_handles, exchange(mode, SQUARE), loads()[0])}
+    assert len(told) == 1
+    assert told.pop().startswith("Refused: ep_rank 1: the handle is of a round of")
+
+
 @pytest.mark.parametrize(
     ("mode", "words", "phase", "passed"),
     [

@@ -1,4 +1,4 @@
-"""What the `host` transports have beyond the contract: FlashInfer's protocol to the byte, waiting, keeping, ending."""
+"""What the `host` transports have beyond the contract: FlashInfer's protocol to the byte, waiting, ending."""
 
 import os
 from dataclasses import replace
@@ -17,15 +17,9 @@ from mnnvl_lab.oracle.kernel_rules import target_ranks
 from mnnvl_lab.routing import HotRank, Load, Uniform
 from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable, additions
 from mnnvl_lab.transport.host.shared_memory import (
-    Held,
     SharedMemory,
-    keep_workspaces,
-    put_back,
-    release_workspaces,
-    take,
 )
 from mnnvl_lab.transport.host.sync import Fence, wait_until
-from mnnvl_lab.workspace import OneSidedWorkspace
 from tests import transport_helpers as on
 
 LAYOUT = Layout(tp=2, dp=2)
@@ -164,25 +158,7 @@ def test_eight_ranks_on_few_cores(host_ranks, mode):
     assert host_ranks.run(on.rounds, x, loads) == [3] * 8
 
 
-# Keeping workspaces, and leaving nothing behind.
-
-
-def test_a_kept_workspace_serves_what_fits_and_grows_for_what_does_not(four):
-    small, large = exchange(), exchange(max_tokens=96)
-    other = exchange(hidden=64, combine_dtype="fp32", format="fp32")
-    sequence = [small, small, large, small, other]
-    for kept in four.run(on.reopened, sequence, replace(LOAD, tokens=24), keep=True):
-        tickets = [ticket for ticket, _ in kept]
-        assert tickets[0] == tickets[1] != tickets[2]
-        assert tickets[2:] == [tickets[2]] * 3
-        assert kept[2][1] == OneSidedWorkspace.of(small).union(OneSidedWorkspace.of(large))
-
-
-@pytest.mark.parametrize("mode", ["one_sided", "two_sided"])
-def test_without_keeping_every_transport_has_memory_of_its_own(four, mode):
-    sequence = [exchange(mode), exchange(mode), exchange(mode, max_tokens=64)]
-    for opened in four.run(on.reopened, sequence, replace(LOAD, tokens=24), keep=False):
-        assert len({ticket for ticket, _ in opened}) == 3
+# Leaving nothing behind.
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system has no /proc to read mappings from")
@@ -230,41 +206,6 @@ def test_a_segment_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "memfd_create", raising=False)
     with pytest.raises(LabError, match="shared segment"):
         SharedMemory(Alone(), size_bytes=5000, directory=tmp_path / "missing")
-
-
-class OneRank:
-    def __init__(self):
-        self.kept = {}
-
-
-class Plan:
-    """Two plans of this kind are only equal or not: they cannot grow."""
-
-    ep_size = 1
-
-
-class Memory:
-    closed = False
-
-    def close(self):
-        self.closed = True
-
-
-def test_what_is_not_kept_is_closed_and_what_is_put_aside_too_in_the_end():
-    rank, plan, memory = OneRank(), Plan(), Memory()
-    put_back(rank, "mode", Held(plan=plan, memory=memory, ticket="a"))
-    assert memory.closed
-    keep_workspaces(rank)
-    held = take(rank, Alone(), "mode", plan, lambda need: Memory())
-    put_back(rank, "mode", held)
-    assert take(rank, Alone(), "mode", plan, lambda need: Memory()) is held
-    put_back(rank, "mode", held)
-    other = take(rank, Alone(), "mode", Plan(), lambda need: Memory())
-    assert held.memory.closed
-    assert other is not held
-    put_back(rank, "mode", other)
-    release_workspaces(rank)
-    assert other.memory.closed
 
 
 # Adding up.

@@ -35,7 +35,7 @@ def test_the_living_wait_for_a_slow_pull_before_a_round_of_another_size(four, si
 
 
 @pytest.mark.parametrize("sizes", [CHANGING, CONSTANT])
-def test_batches_admitted_ahead_may_change_the_size(four, sizes):
+def test_batches_validated_ahead_may_change_the_size(four, sizes):
     assert four.run(on.slow_pulls, exchange(), loads(sizes * 5), slow=3, pause_s=0.03, ahead=True) == [20] * 4
 
 
@@ -67,8 +67,8 @@ def test_a_phase_that_cannot_wait_refuses_another_size_until_ranks_have_met(four
         assert "call meet(batch) on all active ranks first" in said[2]
 
 
-def test_ranks_that_bring_different_admitted_batches_are_told(four):
-    told = four.run(on.different_admitted_sizes, exchange(), loads((2, 12, 5)), odd=1)
+def test_ranks_that_bring_different_validated_batches_are_told(four):
+    told = four.run(on.different_validated_sizes, exchange(), loads((2, 12, 5)), odd=1)
     assert told == [told[0]] * 4
     assert told[0].startswith("Refused: runtime_max_tokens is 12 on ep_rank 0 but 5 on ep_rank 1: ")
 

@@ -139,37 +139,6 @@ def test_a_full_round_lies_where_the_regions_say():
     assert workspace.combine_offset(rows, runtime_max_tokens=77) == combine.offset_bytes
 
 
-@given(a=needs, b=needs)
-def test_the_union_serves_both_and_growing_is_idempotent(a, b):
-    b = OneSidedWorkspace.of(_Resized(b, ep_size=a.ep_size))
-    union = a.union(b)
-    assert union.fits(a)
-    assert union.fits(b)
-    assert union == b.union(a)
-    grown = a.grown_for(b)
-    assert grown.fits(b)
-    assert grown.grown_for(b) is grown
-    assert grown.grown_for(a) is grown
-
-
-class _Resized:
-    def __init__(self, need, **changes):
-        vars(self).update(vars(need) | changes)
-
-
-def test_fits_compares_bytes_tokens_and_statistics():
-    base = OneSidedWorkspace(ep_size=4, max_tokens=64, dispatch_bytes_per_token=256, combine_bytes_per_token=256)
-    swapped = OneSidedWorkspace(ep_size=4, max_tokens=64, dispatch_bytes_per_token=384, combine_bytes_per_token=128)
-    longer = OneSidedWorkspace(ep_size=4, max_tokens=65, dispatch_bytes_per_token=8, combine_bytes_per_token=8)
-    counting = OneSidedWorkspace(
-        ep_size=4, max_tokens=8, dispatch_bytes_per_token=8, combine_bytes_per_token=8, eplb_stats_experts=1
-    )
-    wider = OneSidedWorkspace(ep_size=4, max_tokens=64, dispatch_bytes_per_token=256, combine_bytes_per_token=258)
-    other = OneSidedWorkspace(ep_size=2, max_tokens=8, dispatch_bytes_per_token=8, combine_bytes_per_token=8)
-    assert base.fits(swapped)
-    assert not any(base.fits(need) for need in (longer, counting, wider, other))
-
-
 def test_refusals_name_the_value():
     workspace = OneSidedWorkspace(ep_size=2, max_tokens=8, dispatch_bytes_per_token=64, combine_bytes_per_token=64)
     with pytest.raises(Refused, match=r"runtime_max_tokens is 9.*max_tokens = 8"):
@@ -180,7 +149,3 @@ def test_refusals_name_the_value():
         workspace.combine_offset([72], runtime_max_tokens=8)
     with pytest.raises(Refused, match="ep_size is 0"):
         OneSidedWorkspace(ep_size=0, max_tokens=8, dispatch_bytes_per_token=64, combine_bytes_per_token=64)
-    with pytest.raises(Refused, match="one EP group"):
-        workspace.union(
-            OneSidedWorkspace(ep_size=4, max_tokens=8, dispatch_bytes_per_token=64, combine_bytes_per_token=64)
-        )

@@ -85,7 +85,7 @@ def check_received(rank, exchange, load, received, oracle):
 
 def partials_of(rank, exchange, load, transport, received, tokens_R):
     """What this rank's experts make of the rows, by the ids and weights that came with them."""
-    partials, me = transport.partials_buffer(received), rank.group("ep").rank
+    partials, me = transport.partials_buffer(received.handle), rank.group("ep").rank
     for source, tokens in enumerate(tokens_R):
         block = received.block(source)
         ids, weights = received.experts[block].cpu().numpy(), received.weights[block].cpu().numpy()
@@ -123,7 +123,7 @@ def one_round(rank, transport, load, *, active_ranks=None, **more):
     oracle = oracle_of(exchange, load, active_ranks)
     received = transport.dispatch(batch_of(rank, exchange, load, active_ranks=active_ranks, **more))
     tokens_R = check_received(rank, exchange, load, received, oracle)
-    combined = transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R))
+    combined = transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R), received.handle)
     check_combined(rank, exchange, combined, oracle)
     return received
 
@@ -137,7 +137,7 @@ def rounds(rank, exchange, loads):
 
 
 def slow_pulls(rank, exchange, loads, *, slow, pause_s, active_ranks=None, ahead=False):
-    """Rounds in which one rank pulls late; with `ahead` all batches are admitted before the first round.
+    """Rounds in which one rank pulls late; with `ahead` all batches are validated before the first round.
 
     Sums are compared after the last round: a comparison in between would give the slow rank the time that it lacks.
 
@@ -148,19 +148,26 @@ def slow_pulls(rank, exchange, loads, *, slow, pause_s, active_ranks=None, ahead
         if active_ranks is not None and transport.ep_rank not in active_ranks:
             return 0
         batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
-        batches = [transport.validate(batch) if ahead else batch for batch in batches]
+        validate_ahead(transport, batches if ahead else [])
         oracles = [oracle_of(exchange, load, active_ranks) for load in loads]
-        combined = [exchanged(rank, transport, *round_) for round_ in zip(loads, batches, oracles, strict=True)]
+        triples = zip(loads, batches, oracles, strict=True)
+        combined = [exchanged(rank, transport, *triple, validated=ahead) for triple in triples]
     for got, oracle in zip(combined, oracles, strict=True):
         check_combined(rank, exchange, got, oracle)
     return len(loads)
 
 
-def exchanged(rank, transport, load, batch, oracle):
+def validate_ahead(transport, batches):
+    for batch in batches:
+        transport.validate(batch)
+
+
+def exchanged(rank, transport, load, batch, oracle, *, validated):
     """What combine returns to this rank after a dispatch that is compared with the oracle."""
-    received = transport.dispatch(batch)
+    received = transport.dispatch(batch, validated=validated)
     tokens_R = check_received(rank, transport.exchange, load, received, oracle)
-    return transport.combine(partials_of(rank, transport.exchange, load, transport, received, tokens_R))
+    partials = partials_of(rank, transport.exchange, load, transport, received, tokens_R)
+    return transport.combine(partials, received.handle)
 
 
 def collectives(rank, exchange, loads, *, active_ranks=None, ahead=False):
@@ -170,12 +177,12 @@ def collectives(rank, exchange, loads, *, active_ranks=None, ahead=False):
         if active_ranks is not None and transport.ep_rank not in active_ranks:
             return made
         batches = [batch_of(rank, exchange, load, active_ranks=active_ranks) for load in loads]
-        batches = [transport.validate(batch) if ahead else batch for batch in batches]
+        validate_ahead(transport, batches if ahead else [])
         for batch in batches:
             before = sum(group.begun for group in rank.groups.values())
-            received = transport.dispatch(batch)
+            handle = transport.dispatch(batch, validated=ahead).handle
             made.append(sum(group.begun for group in rank.groups.values()) - before)
-            transport.combine(transport.partials_buffer(received))
+            transport.combine(transport.partials_buffer(handle), handle)
     return made
 
 
@@ -184,7 +191,8 @@ def enqueued_sizes(rank, exchange, loads):
     said = []
     with open_transport(rank, exchange) as transport:
         for load in loads:
-            batch = transport.validate(batch_of(rank, exchange, load)).batch
+            batch = batch_of(rank, exchange, load)
+            transport.validate(batch)
             said.append(refusal(lambda batch=batch: enqueued_round(transport, batch)))
             transport.meet(batch)
             said.append(refusal(lambda batch=batch: enqueued_round(transport, batch)))
@@ -192,18 +200,18 @@ def enqueued_sizes(rank, exchange, loads):
 
 
 def enqueued_round(transport, batch):
-    transport.enqueue_prepare(batch)
-    transport.enqueue_dispatch(batch)
-    rows = transport.ep_size * batch.runtime_max_tokens
-    transport.enqueue_combine(torch.zeros(rows, transport.exchange.hidden, dtype=transport.combine_dtype))
+    handle = transport.enqueue_dispatch(batch, transport.enqueue_prepare(batch))
+    transport.enqueue_combine(transport.partials_buffer(handle), handle)
 
 
-def different_admitted_sizes(rank, exchange, loads, *, odd):
-    """One rank dispatches another of two admitted batches than its peers; what each is told."""
+def different_validated_sizes(rank, exchange, loads, *, odd):
+    """One rank dispatches another of two validated batches than its peers; what each is told."""
     with open_transport(rank, exchange) as transport:
-        first, *others = [transport.validate(batch_of(rank, exchange, load)) for load in loads]
-        transport.combine(transport.partials_buffer(transport.dispatch(first)))
-        return refusal(lambda: transport.dispatch(others[rank.group("ep").rank == odd]))
+        first, *others = batches = [batch_of(rank, exchange, load) for load in loads]
+        validate_ahead(transport, batches)
+        handle = transport.dispatch(first, validated=True).handle
+        transport.combine(transport.partials_buffer(handle), handle)
+        return refusal(lambda: transport.dispatch(others[rank.group("ep").rank == odd], validated=True))
 
 
 def cancelling_rows(source, tokens, target, hidden):
@@ -228,12 +236,12 @@ def cancelling_round(rank, exchange, load):
     me = rank.group("ep").rank
     with open_transport(rank, exchange) as transport:
         received = transport.dispatch(batch_of(rank, exchange, load))
-        partials = transport.partials_buffer(received)
+        partials = transport.partials_buffer(received.handle)
         for source in range(exchange.ep_size):
             block = received.block(source)
             rows = cancelling_rows(source, tokens_in(received.payloads[0][block], source), me, exchange.hidden)
             partials[block] = torch.from_numpy(rows).to(partials)
-        combined = transport.combine(partials).cpu()
+        combined = transport.combine(partials, received.handle).cpu()
     slots = cancelling_slots(exchange, load, me)
     expected = torch.from_numpy(reduce_slots(slots)).to(combined.dtype)
     other = torch.from_numpy(another_order(slots)).to(combined.dtype)
@@ -246,19 +254,18 @@ def another_order(slots):
     return reduce(add, slots if tree else [left + right for left, right in zip(slots[::2], slots[1::2], strict=True)])
 
 
-def reopened(rank, exchanges, load, *, keep):
-    """Transports one after the other; tells which of them began with the workspace of the one before."""
-    from mnnvl_lab.transport.host.shared_memory import keep_workspaces, release_workspaces
-
-    if keep:
-        keep_workspaces(rank)
-    tickets = []
-    for exchange in exchanges:
-        with open_transport(rank, exchange) as transport:
-            one_round(rank, transport, load)
-            tickets.append((transport._held.ticket, transport.workspace))
-    release_workspaces(rank)
-    return tickets
+def stale_handles(rank, exchange, load):
+    """What one rank's handle of an earlier round is told, and every other rank, with a right round after it."""
+    said = []
+    with open_transport(rank, exchange) as transport:
+        old = one_round(rank, transport, load).handle
+        received = transport.dispatch(batch_of(rank, exchange, load))
+        partials = transport.partials_buffer(received.handle)
+        handle = old if rank.group("ep").rank == 1 else received.handle
+        said.append(refusal(lambda: transport.combine(partials, handle)))
+        transport.combine(partials, received.handle)
+        one_round(rank, transport, load)
+    return said
 
 
 def misuse(rank, exchange, load):
@@ -266,11 +273,11 @@ def misuse(rank, exchange, load):
     said = []
     with open_transport(rank, exchange) as transport:
         batch = batch_of(rank, exchange, load)
-        said.append(refusal(lambda: transport.combine(torch.zeros(1, exchange.hidden))))
+        said.append(refusal(lambda: transport.combine(torch.zeros(1, exchange.hidden), None)))
         received = transport.dispatch(batch)
         said.append(refusal(lambda: transport.dispatch(batch)))
         tokens_R = check_received(rank, exchange, load, received, oracle_of(exchange, load))
-        transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R))
+        transport.combine(partials_of(rank, exchange, load, transport, received, tokens_R), received.handle)
         one_round(rank, transport, load)
         transport.close()  # and once more at the end of `with`
     return said
@@ -290,10 +297,11 @@ def over_the_wrong_group(rank, exchange, load):
     try:
         with open_transport(rank, exchange) as transport:
             passed.append("open")
-            batch = transport.validate(batch_of(rank, exchange, load))
-            transport.prepare(batch)
+            batch = batch_of(rank, exchange, load)
+            transport.validate(batch)
+            prepared = transport.enqueue_prepare(batch)
             passed.append("prepare")
-            transport.dispatch(batch)
+            transport.enqueue_dispatch(batch, prepared)
             passed.append("dispatch")
     except LabError as error:
         return type(error).__name__, str(error), getattr(error, "phase", ""), passed
@@ -331,8 +339,8 @@ def wrong_partials(rank, exchange, load):
         elsewhere = [right.clone()] if exchange.payload_in_workspace else []
         for wrong in (right[:-1], right.float(), right.t().contiguous().t(), *elsewhere):
             mine = wrong if rank.group("ep").rank == 1 else right
-            said.append(refusal(lambda mine=mine: transport.combine(mine)))
-        check_combined(rank, exchange, transport.combine(right), oracle)
+            said.append(refusal(lambda mine=mine: transport.combine(mine, received.handle)))
+        check_combined(rank, exchange, transport.combine(right, received.handle), oracle)
     return said
 
 
@@ -340,13 +348,14 @@ def one_stays_away(rank, exchange, load, *, absent, limit_s):
     """All but one rank dispatch; what they say."""
     with open_transport(rank, exchange) as transport:
         transport.wait_limit_s = limit_s
-        admitted = transport.validate(batch_of(rank, exchange, load))
+        batch = batch_of(rank, exchange, load)
+        transport.validate(batch)
         if rank.group("ep").rank == absent:
             return None
         try:
-            transport.dispatch(admitted)
+            transport.dispatch(batch, validated=True)
         except RankTimeout as error:
-            again = refusal(lambda: transport.dispatch(admitted))
+            again = refusal(lambda: transport.dispatch(batch, validated=True))
             return error.rank, error.phase, error.cause, again
     return "went through"
 
@@ -377,19 +386,14 @@ def gathered_stats(rank, exchange, load):
 
 
 def mapped_segments(rank, exchange, load):
-    """Shared segments in this process's address space: while open, after closing, while kept, after release."""
-    from mnnvl_lab.transport.host.shared_memory import keep_workspaces, release_workspaces
-
+    """Shared segments in this process's address space: while a transport is open, and after it is closed; twice."""
     counts = []
-    with open_transport(rank, exchange) as transport:
-        one_round(rank, transport, load)
+    for _ in range(2):
+        with open_transport(rank, exchange) as transport:
+            one_round(rank, transport, load)
+            counts.append(segments())
         counts.append(segments())
-    counts.append(segments())
-    keep_workspaces(rank)
-    open_transport(rank, exchange).close()
-    counts.append(segments())
-    release_workspaces(rank)
-    return [*counts, segments()]
+    return counts
 
 
 def segments():
@@ -404,7 +408,8 @@ def die_in_dispatch(rank, exchange, load):
 
     transport = open_transport(rank, exchange)
     transport.wait_limit_s = 2.0
-    admitted = transport.validate(batch_of(rank, exchange, load))
+    batch = batch_of(rank, exchange, load)
+    transport.validate(batch)
     if rank.index == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    transport.dispatch(admitted)
+    transport.dispatch(batch, validated=True)

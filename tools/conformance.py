@@ -102,7 +102,7 @@ def _round(rank, transport, case: Case, index: int) -> Arrays:
     tokens_of = check_received(work, received)
     arrays = _received(received)
     arrays |= _aux(transport, case, "dispatch")
-    combined = transport.combine(fake_experts(transport, work, received, tokens_of))
+    combined = transport.combine(fake_experts(transport, work, received, tokens_of), received.handle)
     check_combined(work, combined)
     arrays["combined"] = _bits(combined)
     return arrays | _aux(transport, case, "combine")

@@ -132,9 +132,9 @@ def fuzz(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.lists(random_trials(size), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL), st.booleans())
-        def campaign(chosen, keep):
-            require_due(chosen, ranks.run(fuzz_faults.run_fuzz_cases, chosen, keep=keep, timeout_s=600))
+        @given(st.lists(random_trials(size), min_size=TRIALS_A_CALL, max_size=TRIALS_A_CALL))
+        def campaign(chosen):
+            require_due(chosen, ranks.run(fuzz_faults.run_fuzz_cases, chosen, timeout_s=600))
             rows.extend(
                 {"fault": trial.invalid_input or "none", "mode": trial.mode, "rounds": trial.rounds} for trial in chosen
             )

@@ -1,7 +1,7 @@
-"""Protocols with one line missing: the host transports as someone in a hurry would write them.
+"""Exchange protocols with one step missing: the host transports as someone in a hurry would write them.
 
 Each variant leaves out or swaps one step. Most of the time most of them work, which is what makes such mistakes costly;
-so each also naps where the race is, and is then wrong nearly always. `mnnvl_lab.faults.broken_protocols` explains them.
+so each also sleeps where the race is, and is then wrong nearly always. `VARIANTS` explains them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 from mnnvl_lab.errors import choose
 from mnnvl_lab.exchange import Batch
 from mnnvl_lab.faults.published_twice import PrepareInSteps, StepPublishedTwice
-from mnnvl_lab.transport.base import Transport, Validated, bare
+from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.host.fifo import HEAD, Fifo, FifoChannels, SendBatch
-from mnnvl_lab.transport.host.one_sided import HostOneSided
-from mnnvl_lab.transport.host.send_plan import Routes
+from mnnvl_lab.transport.host.one_sided import HostOneSided, OneSidedHandle
 from mnnvl_lab.transport.host.sync import Epochs
 from mnnvl_lab.transport.host.two_sided import HostTwoSided
 
@@ -29,22 +28,21 @@ GIVE_UP_S = 1.0
 class Unmet(Transport):
     """Ranks check nothing together, so that they do not meet before a round either."""
 
-    def validate(self, batch: Batch) -> Validated:
-        return Validated(batch=batch)
+    def validate(self, batch: Batch) -> None:
+        pass
 
-    def meet(self, batch: Batch | Validated) -> None:
-        self._laid_out_for = bare(batch).runtime_max_tokens
+    def meet(self, batch: Batch) -> None:
+        self._laid_out_for = batch.runtime_max_tokens
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
         pass
 
 
 class FlagBeforePayload(HostOneSided):
-    def _record(self, routes: Routes) -> None:
-        super()._record(routes)
-        self._announce_rows(self._round.batch, routes)
-        for peer in self._round.active:
-            self._peers[peer]["dispatch_completion_flags"][self.ep_rank] = self._epochs.now
+    def _record(self, handle: OneSidedHandle) -> None:
+        super()._record(handle)
+        self._announce_counts(handle)
+        self._epochs.signal("dispatch", handle.active)
         time.sleep(NAP_S * self.ep_rank)
 
 
@@ -63,39 +61,32 @@ class StuckEpochs(Epochs):
 
 
 class EpochThatStandsStill(HostOneSided):
-    def _initialize(self) -> None:
-        super()._initialize()
-        self._epochs.__class__ = StuckEpochs
+    epochs = StuckEpochs
 
-    def _record(self, routes: Routes) -> None:
-        super()._record(routes)
+    def _record(self, handle: OneSidedHandle) -> None:
+        super()._record(handle)
         time.sleep(NAP_S * self.ep_rank)
 
 
 class HastyEpochs(Epochs):
-    def complete(self, phase: str, active: Sequence[int]) -> None:
-        if phase == "combine":
-            for peer in active:
-                self._aux_R[peer]["combine_completion_flags"][self._ep_rank] = self.now
-        else:
-            super().complete(phase, active)
+    def wait(self, phase: str, active: Sequence[int], limit_s: float) -> None:
+        if phase != "combine":
+            super().wait(phase, active, limit_s)
 
 
 class CombineWithoutWaiting(HostOneSided):
-    def _initialize(self) -> None:
-        super()._initialize()
-        self._epochs.__class__ = HastyEpochs
+    epochs = HastyEpochs
 
-    def _lay_out(self, partials: torch.Tensor) -> int:
+    def _lay_out(self, partials: torch.Tensor, handle: OneSidedHandle) -> int:
         time.sleep(NAP_S * self.ep_rank)
-        return super()._lay_out(partials)
+        return super()._lay_out(partials, handle)
 
 
 class ShapesThatChangeUnmet(Unmet, HostOneSided):
-    def _pull(self, stride_bytes: int) -> torch.Tensor:
+    def _pull(self, handle: OneSidedHandle, stride_bytes: int) -> torch.Tensor:
         if self.ep_rank == self.ep_size - 1:  # whose rows lie furthest into what becomes a faster rank's
             time.sleep(20 * NAP_S)
-        return super()._pull(stride_bytes)
+        return super()._pull(handle, stride_bytes)
 
 
 class EagerFifo(Fifo):
@@ -139,15 +130,15 @@ class EndlessFifoChannels(FifoChannels):
 
 class HeadBeforeRows(HostTwoSided):
     def _open_channels(self) -> tuple[FifoChannels, FifoChannels]:
-        lanes, prepare = super()._open_channels()
-        return EagerFifoChannels(**vars(lanes)), prepare
+        channels, prepare = super()._open_channels()
+        return EagerFifoChannels(**vars(channels)), prepare
 
 
 class FifoNeverFull(HostTwoSided):
     def _open_channels(self) -> tuple[FifoChannels, FifoChannels]:
         self.wait_limit_s = GIVE_UP_S
-        lanes, prepare = super()._open_channels()
-        return EndlessFifoChannels(**vars(lanes)), prepare
+        channels, prepare = super()._open_channels()
+        return EndlessFifoChannels(**vars(channels)), prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +219,7 @@ VARIANTS = (
             "At the same size it writes where nobody reads any more. At a larger one the rows' region reaches "
             "into what was combine's, which a slow rank may still be pulling from. Ranks must meet when the size "
             "changes; here `dispatch` sees to it, also among the ranks that a mask leaves in, and for batches that "
-            "were admitted long before."
+            "were validated long before."
         ),
         tokens=(2, 12),
     ),

@@ -124,25 +124,24 @@ class Runner:
 
     def _enqueued(self, block: Block, index: int, batch: Batch, staged: Staged) -> None:
         transport, x = self._transport, self.plan.exchange
-        transport.enqueue_prepare(batch)
-        transport.enqueue_dispatch(batch)
-        payloads, ids, weights = transport.received_views()
-        starts_R, counts_R = transport.landed_counts()
+        handle = transport.enqueue_dispatch(batch, transport.enqueue_prepare(batch))
+        payloads, ids, weights = transport.received_views(handle)
+        starts_R, counts_R = transport.received_counts(handle)
         self._keep(staged, index, payloads, ids, weights, starts_R, counts_R)
         rows = payloads[0].to(torch.bfloat16)
         self._pause(block, index, 1)
-        partials = transport.partials_buffer(None) if x.payload_in_workspace else torch.empty_like(rows)
+        partials = transport.partials_buffer(handle) if x.payload_in_workspace else torch.empty_like(rows)
         torch.add(rows, self._ep_rank + 1, out=partials)
-        transport.enqueue_combine(partials, output=staged.combined[index, : batch.tokens])
+        transport.enqueue_combine(partials, handle, output=staged.combined[index, : batch.tokens])
 
     def _called(self, block: Block, index: int, batch: Batch, staged: Staged) -> None:
         received = self._transport.dispatch(batch)
         places = (torch.tensor(values) for values in (received.starts_R, received.counts_R))
         self._keep(staged, index, received.payloads, received.experts, received.weights, *places)
         self._pause(block, index, 1)
-        partials = self._transport.partials_buffer(received)
+        partials = self._transport.partials_buffer(received.handle)
         torch.add(received.payloads[0].to(torch.bfloat16), self._ep_rank + 1, out=partials)
-        staged.combined[index, : batch.tokens] = self._transport.combine(partials)
+        staged.combined[index, : batch.tokens] = self._transport.combine(partials, received.handle)
 
     def _keep(self, staged: Staged, index: int, payloads, ids, weights, starts_R, counts_R) -> None:
         rows = len(ids)

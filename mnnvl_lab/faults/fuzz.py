@@ -60,23 +60,13 @@ class FuzzCase:
         return Point(exchange=self.exchange, load=load)
 
 
-def run_fuzz_cases(rank, trials: Sequence[FuzzCase], *, keep: bool = False) -> list[str]:
+def run_fuzz_cases(rank, trials: Sequence[FuzzCase]) -> list[str]:
     """Rank function: the outcome of each trial, `right`, `refused: ...` or `accepted`.
-
-    Args:
-        keep: whether each trial takes over the workspace of the one before, with whatever that left in it.
 
     Raises:
         WrongResult: a round came out wrong.
     """
-    from mnnvl_lab.transport.host.shared_memory import keep_workspaces, release_workspaces
-
-    if keep:
-        keep_workspaces(rank)
-    try:
-        return [_outcome(rank, trial) for trial in trials]
-    finally:
-        release_workspaces(rank)
+    return [_outcome(rank, trial) for trial in trials]
 
 
 def _outcome(rank, trial: FuzzCase) -> str:
@@ -123,11 +113,12 @@ def _spoiled_round(rank, transport, work, trial: FuzzCase, invalid_input: Invali
         if invalid_input.batch:
             transport.dispatch(invalid_input.batch(batch, trial.exchange) if brings else batch)
         else:
-            partials = transport.partials_buffer(transport.dispatch(batch)).zero_()
-            transport.combine(invalid_input.partials(partials) if brings else partials)
+            handle = transport.dispatch(batch).handle
+            partials = transport.partials_buffer(handle).zero_()
+            transport.combine(invalid_input.partials(partials) if brings else partials, handle)
     except Refused as refusal:
         if invalid_input.partials:
-            transport.combine(partials)
+            transport.combine(partials, handle)
         return f"{REFUSED}{refusal}"
     return "accepted"
 

@@ -34,14 +34,15 @@ def stay_away(rank, point: Point, *, culprits: int | None, phase: str, rounds: i
     with open_transport(rank, point.exchange) as transport:
         for _ in range(rounds):
             checked_round(transport, work, work.batch())
-        batch = transport.validate(work.batch())
+        batch = work.batch()
+        transport.validate(batch)
         if rank.index == culprits and phase == "dispatch":
             idle()
-        partials = transport.partials_buffer(transport.dispatch(batch))
+        handle = transport.dispatch(batch, validated=True).handle
         if rank.index == culprits:
             idle()
         # The bare phase: `combine` itself would first let all ranks agree on the form of what they bring.
-        transport.enqueue_combine(partials)
+        transport.enqueue_combine(transport.partials_buffer(handle), handle)
         synchronize(rank.device)
 
 
@@ -65,10 +66,10 @@ def fail_beside_kernel(rank, point: Point, *, failing: int) -> None:
 
     work = Work.of(rank, point)
     with open_transport(rank, point.exchange) as transport:
-        batch = transport.validate(work.batch())
+        batch = work.batch()
+        transport.validate(batch)
         if rank.index == failing:
-            transport.enqueue_prepare(batch)
-            transport.enqueue_dispatch(batch)
+            transport.enqueue_dispatch(batch, transport.enqueue_prepare(batch))
             raise RuntimeError("failed beside its own kernel")
 
 
@@ -115,7 +116,7 @@ def _masked_round(transport, work, batch, living: tuple[int, ...]) -> None:
 
     received = transport.dispatch(batch)
     tokens_of = [_tokens(received.payloads[0][received.block(source)]) for source in range(transport.ep_size)]
-    combined = transport.combine(fake_experts(transport, work, received, tokens_of))
+    combined = transport.combine(fake_experts(transport, work, received, tokens_of), received.handle)
     due = torch.from_numpy(_restricted(work.point, living).combined(work.ep_rank)).to(combined.device)
     if not torch.equal(combined.float(), due):
         raise WrongResult(f"ep_rank {work.ep_rank}: combine among {living} differs from the oracle restricted to them")

@@ -76,7 +76,7 @@ def _one_round(transport, point: Point, number: int, last_R: dict[int, np.ndarra
     from mnnvl_lab.measure.workload import Work
 
     received = transport.dispatch(Work.of(transport.rank, point).batch())
-    transport.combine(transport.partials_buffer(received).zero_())
+    transport.combine(transport.partials_buffer(received.handle).zero_(), received.handle)
     transport.group.barrier()  # nobody moves a head or a tail any more
     words_R = [transport.head_and_tail(sender) for sender in range(transport.ep_size)]
     transport.group.barrier()  # nobody is in the next round yet

@@ -17,7 +17,7 @@ from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.routing import Load, Uniform, Zipf
 from mnnvl_lab.transport.host.fifo import Fifo, FifoChannels
-from mnnvl_lab.transport.host.one_sided import HostOneSided
+from mnnvl_lab.transport.host.one_sided import HostOneSided, OneSidedHandle
 from mnnvl_lab.transport.host.two_sided import HostTwoSided
 
 DELAYS_S = (0, 0, 0, 1e-5, 1e-4, 2e-3)
@@ -44,18 +44,18 @@ class DelayedOneSided(HostOneSided):
         self.delays()
         super()._put(*args)
 
-    def _announce_rows(self, *args):
+    def _announce_counts(self, *args):
         self.delays()
-        super()._announce_rows(*args)
+        super()._announce_counts(*args)
         self.delays()
 
-    def _lay_out(self, partials: torch.Tensor) -> int:
+    def _lay_out(self, partials: torch.Tensor, handle: OneSidedHandle) -> int:
         self.delays()
-        return super()._lay_out(partials)
+        return super()._lay_out(partials, handle)
 
-    def _pull(self, stride_bytes: int) -> torch.Tensor:
+    def _pull(self, handle: OneSidedHandle, stride_bytes: int) -> torch.Tensor:
         self.delays()
-        return super()._pull(stride_bytes)
+        return super()._pull(handle, stride_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class DelayedTwoSided(HostTwoSided):
         super().__init__(rank, exchange)
 
     def _open_channels(self) -> tuple[FifoChannels, FifoChannels]:
-        lanes, prepare = super()._open_channels()
-        return tuple(DelayedFifoChannels(**vars(each), delays=self.delays) for each in (lanes, prepare))
+        both = super()._open_channels()
+        return tuple(DelayedFifoChannels(**vars(channels), delays=self.delays) for channels in both)
 
 
 DELAYED = {"one_sided": DelayedOneSided, "two_sided": DelayedTwoSided}
@@ -97,14 +97,14 @@ class SlowPullOneSided(HostOneSided):
         self.slow, self.pause_s = slow, pause_s
         super().__init__(rank, exchange)
 
-    def _pull(self, stride_bytes: int) -> torch.Tensor:
+    def _pull(self, handle: OneSidedHandle, stride_bytes: int) -> torch.Tensor:
         if self.ep_rank == self.slow:
             time.sleep(self.pause_s)
-        return super()._pull(stride_bytes)
+        return super()._pull(handle, stride_bytes)
 
 
 MAX_TOKENS = 16
-AHEAD = 3  # batches that are admitted together
+AHEAD = 3  # batches that are validated together
 
 
 def challenge(rank, name: str, *, rounds: int = 4, sound: bool = False) -> list[str]:
@@ -146,7 +146,9 @@ def wrongs_of_round(transport, work) -> list[str]:
     partials = None
     with _noting(found):
         partials = fake_experts(transport, work, received, check_received(work, received))
-    combined = transport.combine(transport.partials_buffer(received) if partials is None else partials)
+    if partials is None:
+        partials = transport.partials_buffer(received.handle)
+    combined = transport.combine(partials, received.handle)
     with _noting(found):
         check_combined(work, combined)
     return found
@@ -179,7 +181,7 @@ def stress(rank, mode: str, *, rounds: int, seed: int) -> int:
     with DELAYED[mode](rank, exchange, seed) as transport:
         for index in range(0, rounds, AHEAD):
             works = [_random_work(rank, exchange, chance, seed + i) for i in range(index, min(index + AHEAD, rounds))]
-            _admitted_rounds(transport, works)
+            _validated_rounds(transport, works)
     return rounds
 
 
@@ -191,14 +193,16 @@ def _random_work(rank, exchange: Exchange, chance: np.random.Generator, seed: in
     return Work.of(rank, Point(exchange=exchange, load=Load(routing=routing, tokens=tokens, seed=seed)))
 
 
-def _admitted_rounds(transport, works) -> None:
-    """Rounds of batches that were all admitted before the first: their sizes change without another admission."""
+def _validated_rounds(transport, works) -> None:
+    """Rounds of batches that were all validated before the first: their sizes change without another validation."""
     from mnnvl_lab.measure.check import check_combined, check_received
     from mnnvl_lab.measure.workload import fake_experts
 
-    admitted = [transport.validate(work.batch()) for work in works]
-    for work, batch in zip(works, admitted, strict=True):
+    batches = [work.batch() for work in works]
+    for batch in batches:
+        transport.validate(batch)
+    for work, batch in zip(works, batches, strict=True):
         transport.delays()
-        received = transport.dispatch(batch)
+        received = transport.dispatch(batch, validated=True)
         partials = fake_experts(transport, work, received, check_received(work, received))
-        check_combined(work, transport.combine(partials))
+        check_combined(work, transport.combine(partials, received.handle))

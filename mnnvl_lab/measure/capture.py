@@ -11,10 +11,10 @@ import pandas as pd
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.measure.point import Point
-from mnnvl_lab.transport.flashinfer.base import split_regions
 from mnnvl_lab.transport.host.fifo import HEAD, TAIL, FifoChannels, SendBatch
 from mnnvl_lab.transport.host.two_sided import HostTwoSided
 from mnnvl_lab.workspace import OneSidedWorkspace
+from mnnvl_lab.workspace.mnnvl import split_regions
 from mnnvl_lab.workspace.snapshot import NAMELESS, STALE, UNTOUCHED, VALID, Snapshot
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def _capture_round(rank, transport, point: Point, name: str) -> Iterator[Snapsho
     batch = work.batch()
     received = transport.dispatch(batch)
     yield _look(transport, f"{name}, after dispatch", batch.runtime_max_tokens)
-    combined = transport.combine(fake_experts(transport, work, received, check_received(work, received)))
+    partials = fake_experts(transport, work, received, check_received(work, received))
+    combined = transport.combine(partials, received.handle)
     yield _look(transport, f"{name}, after combine", batch.runtime_max_tokens)
     check_combined(work, combined)
 
@@ -158,7 +159,7 @@ class Stepped:
 
 @dataclass(frozen=True, kw_only=True)
 class SteppedFifoChannels(FifoChannels):
-    """Lanes on which senders and receivers take turns.
+    """Channels on which senders and receivers take turns.
 
     Attributes:
         busy: whether any rank is, given whether this one is. Collective.
@@ -189,8 +190,8 @@ class SteppedTwoSided(HostTwoSided):
         super().__init__(rank, exchange)
 
     def _open_channels(self) -> tuple[FifoChannels, FifoChannels]:
-        lanes, prepare = super()._open_channels()
-        return SteppedFifoChannels(**vars(lanes), busy=self._any, look=self._look), prepare
+        channels, prepare = super()._open_channels()
+        return SteppedFifoChannels(**vars(channels), busy=self._any, look=self._look), prepare
 
     def _any(self, mine: bool) -> bool:
         return any(self.group.allgather(mine))
@@ -222,7 +223,8 @@ def step_rounds(rank, point: Point) -> Stepped:
     with SteppedTwoSided(rank, point.exchange) as transport:
         received = transport.dispatch(work.batch())
         tokens_R = check_received(work, received)
-        check_combined(work, transport.combine(fake_experts(transport, work, received, tokens_R)))
+        partials = fake_experts(transport, work, received, tokens_R)
+        check_combined(work, transport.combine(partials, received.handle))
         return Stepped(
             ep_rank=transport.ep_rank,
             looks=tuple(transport.looks),

@@ -201,7 +201,7 @@ def workspace_bytes(transport) -> int:
     On GPUs to the driver's granularity, own rows alone; on `host` every rank's row counts, in pages, as each process
     maps them all, and prepare's part shares the row of the FIFOs. The baselines have no workspace.
     """
-    plan = getattr(transport, "workspace", None)
+    plan = transport.workspace
     asked = [] if plan is None else [plan.workspace_bytes, getattr(plan, "prepare_bytes", 0)]
     if transport.rank.fabric == "host":
         return transport.ep_size * align_up(sum(asked), mmap.PAGESIZE)
@@ -258,7 +258,7 @@ def _rounds(ledger: Ledger, transport, point: Point) -> None:
     from mnnvl_lab.measure.workload import Work
 
     rank, work = ledger.rank, Work.of(ledger.rank, point)
-    batch = transport.validate(work.batch()).batch
+    batch = work.batch()
     partials, _ = checked_round(transport, work, batch)
     ledger.note("round", predicted_bytes=0)
     if rank.device.type == "cuda":

@@ -145,7 +145,7 @@ def fake_experts(transport: Transport, work: Work, received: Received, tokens_of
     Args:
         tokens_of: for each source, the token of every row it sent, in the order received (`check.check_received`).
     """
-    partials = transport.partials_buffer(received)
+    partials = transport.partials_buffer(received.handle)
     for source, tokens in enumerate(tokens_of):
         block = received.block(source)
         factor = received_factor(work, received.experts[block], received.weights[block])

@@ -1,18 +1,23 @@
-"""Rows as bytes: what moves them must not care what they mean."""
+"""The interface of a transport, one mode of dispatch and combine on one fabric, and what all transports share.
+
+A round is data. `dispatch` returns the received rows with the round's handle, and `combine` takes the handle back:
+
+    received = transport.dispatch(batch)
+    combined = transport.combine(partials, received.handle)
+"""
 
 from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.exchange import Batch, Exchange, Received
+from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.model import Part
 from mnnvl_lab.ranks.rank import Group, Rank
 from mnnvl_lab.transport.validation import agree, batch_problem, check_exchange, partials_problem, signature
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from mnnvl_lab.ranks.rank import Rank
+    from mnnvl_lab.workspace import Allocation, OneSidedWorkspace, TwoSidedWorkspace
 
 
 def as_bytes(rows: torch.Tensor) -> torch.Tensor:
@@ -84,15 +90,15 @@ def moved_problem(wanted: int, laid_out_for: int | None) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validated:
-    """A batch that all ranks found right."""
-
-    batch: Batch
-
-
-def bare(batch: Batch | Validated) -> Batch:
-    return batch.batch if isinstance(batch, Validated) else batch
+def stale_problem(handle: Handle, in_flight: Handle | None) -> str | None:
+    """Why combine cannot take this handle, or None."""
+    if handle is in_flight:
+        return None
+    given = f"of a round of {handle.rows} rows" if isinstance(handle, Handle) else f"a {type(handle).__name__}"
+    return (
+        f"the handle is {given}, not that of the dispatch in flight: its rows are gone from the workspace; "
+        "pass received.handle of the dispatch before this combine"
+    )
 
 
 class Transport(ABC):
@@ -105,21 +111,30 @@ class Transport(ABC):
     Raises:
         Refused: the exchange breaks a limit of the kernels.
         WorkspaceMismatch: the workspace spans another group than the EP group (some modes say so later).
+
+    Attributes:
+        phases: of a round, in turn.
+        workspace: the plan of the memory in use; None for modes without a workspace.
+        wait_limit_s: seconds without progress after which a rank that waits for another gives up; None where it waits
+            for ever, as FlashInfer's kernels do, or as long as the library below does.
+        active: ep_ranks of the round in flight; None for all.
     """
 
     mode: ClassVar[str]
     fabric: ClassVar[str]
     phases: ClassVar[tuple[str, ...]] = ("dispatch", "combine")
     offsets_follow_size: ClassVar[bool] = False  # whether regions of the workspace move with M
+    workspace: OneSidedWorkspace | TwoSidedWorkspace | None = None
+    wait_limit_s: float | None = None
 
     def __init__(self, rank: Rank, exchange: Exchange):
         self.rank, self.exchange = rank, exchange
         self.group = rank.group("ep")
         check_exchange(exchange)
         self._state = "idle"
-        self._prepared_for: Batch | None = None
+        self._in_flight: Handle | None = None  # of the dispatch that awaits its combine
         self._laid_out_for: int | None = None  # M whose offsets all ranks use; None before the first agreement
-        self.active: tuple[int, ...] | None = None  # ep_ranks of the round in flight, None for all
+        self.active: tuple[int, ...] | None = None
         rank.watched = weakref.ref(self)
 
     @property
@@ -130,8 +145,10 @@ class Transport(ABC):
     def ep_rank(self) -> int:
         return self.group.rank
 
-    def validate(self, batch: Batch) -> Validated:
-        """Check a batch on all ranks together: either all admit it or all refuse it.
+    def validate(self, batch: Batch) -> None:
+        """Check a batch on all ranks together: either all accept it or all refuse it. Collective.
+
+        `dispatch` does so by itself, unless it is told that the batch is `validated`.
 
         Raises:
             Refused: names the first rank whose batch is wrong, the value, the rule and the remedy.
@@ -139,9 +156,8 @@ class Transport(ABC):
         self._agree(batch, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
         if self._laid_out_for is None and not leaves_out_ranks(batch, self.ep_size):
             self._laid_out_for = batch.runtime_max_tokens
-        return Validated(batch=batch)
 
-    def meet(self, batch: Batch | Validated) -> None:
+    def meet(self, batch: Batch) -> None:
         """Wait until all active ranks have pulled their last rows and agree on the size of the next round.
 
         `dispatch` calls this where it is due: where `runtime_max_tokens` differs from the round before. Call it before
@@ -151,69 +167,86 @@ class Transport(ABC):
         Raises:
             Refused: the active ranks bring rounds of different form; on all of them.
         """
-        batch = bare(batch)
         self._finish_pulls()
         agree(active_group(self.rank, batch), signature(batch), None)
         self._laid_out_for = batch.runtime_max_tokens
 
-    def prepare(self, batch: Batch | Validated) -> None:
-        """Exchange counts and routing ahead of `dispatch`, where the mode has that phase; `dispatch` does it if due."""
-        if "prepare" in self.phases:
-            self._require("idle", "prepare")
-            self._prepared_for = bare(batch if isinstance(batch, Validated) else self.validate(batch))
-            self.enqueue_prepare(self._prepared_for)
+    def dispatch(self, batch: Batch, *, validated: bool = False) -> Received:
+        """Send each token's row once to every rank that owns one of its experts; return what the others sent here.
 
-    def dispatch(self, batch: Batch | Validated) -> Received:
-        """Send each token's row once to every rank that owns one of its experts; return what the others sent here."""
+        Args:
+            batch: what this rank sends.
+            validated: all ranks have called `validate` with their batches already; equal on all ranks.
+
+        Raises:
+            Refused: on all ranks, if the batch of one is wrong; or a combine is due first.
+        """
         with self._moving("idle", "dispatched", "dispatch"):
-            admitted = batch if isinstance(batch, Validated) else self.validate(batch)
-            self.active = admitted.batch.active_ranks
-            if self._moves(admitted.batch):
-                self.meet(admitted.batch)
-            self._prepare_if_due(admitted.batch)
-            received = self._dispatch(admitted.batch)
-        self._sent, self._rows_received = admitted.batch, received.experts.shape[0]
+            if not validated:
+                self.validate(batch)
+            self.active = batch.active_ranks
+            if self._moves(batch):
+                self.meet(batch)
+            received = self._dispatch(batch, self.enqueue_prepare(batch))
+        self._in_flight = received.handle
         return received
 
-    def combine(self, partials: torch.Tensor) -> torch.Tensor:
+    def combine(self, partials: torch.Tensor, handle: Handle) -> torch.Tensor:
         """Add up, for each token of this rank, what the ranks' experts made of it.
 
         Args:
             partials: `[rows, H]` in `combine_dtype`, a row for each row of `Received`, already weighted and summed over
                 this rank's experts.
+            handle: of the dispatch before (`Received.handle`).
 
         Returns:
             `[T, H]` in `combine_dtype` (bf16 with `low_precision_combine`).
 
         Raises:
-            Refused: on all ranks, if the partials of one have another form.
+            Refused: on all ranks, if the partials of one have another form, or its handle is of another dispatch.
         """
         with self._moving("dispatched", "idle", "combine"):
-            form = self._rows_received, self.exchange.hidden, self.exchange.combine_dtype
-            self._agree(self._sent, {}, partials_problem(partials, *form) or self._misplaced(partials))
-            return self._combine(partials)
+            self._agree(self._in_flight.batch, {}, self._combine_problem(partials, handle))
+            combined = self._combine(partials, handle)
+        self._in_flight = None
+        return combined
 
-    def enqueue_prepare(self, batch: Batch | Validated) -> None:  # noqa: B027 most modes have no such phase
+    def enqueue_prepare(self, batch: Batch) -> object | None:
         """The bare phase, for clocks and CUDA graphs: nothing is checked, no state kept, no wait for a device.
 
-        The caller has admitted the batch, calls the phases in turn and on all ranks. A transport on GPUs only launches
+        The caller has validated the batch, calls the phases in turn and on all ranks. A transport on GPUs only launches
         kernels here, and can be captured; one on the host has done the work when it returns.
-        """
 
-    def enqueue_dispatch(self, batch: Batch | Validated) -> None:
-        """Like `enqueue_prepare`, which the caller calls first where the mode has that phase.
+        Returns:
+            What it found out, for `enqueue_dispatch`; None for modes without this phase.
+        """
+        return None
+
+    def enqueue_dispatch(self, batch: Batch, prepared: object | None = None) -> Handle:
+        """Like `enqueue_prepare`, whose result it takes.
 
         Raises:
             Refused: the round's size differs from the one that ranks last agreed on, so its rows could land where a
                 slower rank still pulls; `meet` first.
         """
-        self._require_met(bare(batch))
-        self._dispatch(bare(batch))
+        self._require_met(batch)
+        return self._dispatch(batch, prepared).handle
 
-    def enqueue_combine(self, partials: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+    def enqueue_combine(
+        self, partials: torch.Tensor, handle: Handle, output: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Like `enqueue_prepare`; the result goes into `output`, `[T, H]`, if it is given."""
-        combined = self._combine(partials)
+        combined = self._combine(partials, handle)
         return combined if output is None else output.copy_(combined)
+
+    @property
+    def allocations(self) -> tuple[Allocation, ...]:
+        """Memory that this rank has allocated on its GPU, each in a window of its own; none on `host`."""
+        return ()
+
+    def workspace_row(self) -> np.ndarray:
+        """A copy of this rank's own row, uint8 `[workspace_bytes]`; empty without a workspace."""
+        return np.empty(0, dtype=np.uint8)
 
     def read_flags(self) -> dict[str, np.ndarray]:
         """This rank's flags and counters by region, as they are now, from any thread; none without a workspace."""
@@ -225,12 +258,10 @@ class Transport(ABC):
     def explanation(self) -> str:
         return ""  # for the error: what in the transport's state may explain a wrong result
 
-    def partials_buffer(self, received: Received) -> torch.Tensor:
+    def partials_buffer(self, handle: Handle) -> torch.Tensor:
         """Where the experts write their result, `[rows, H]`; it lies in the workspace with `payload_in_workspace`."""
-        import torch
-
-        rows = received.experts.shape[0]
-        return torch.zeros(rows, self.exchange.hidden, dtype=self.combine_dtype, device=received.experts.device)
+        shape = handle.rows, self.exchange.hidden
+        return torch.zeros(shape, dtype=self.combine_dtype, device=self.rank.device)
 
     def _moves(self, batch: Batch) -> bool:
         """Whether this round's regions lie elsewhere than those of the round before."""
@@ -243,21 +274,30 @@ class Transport(ABC):
     def _finish_pulls(self) -> None:  # noqa: B027 on the host combine has pulled when it returns
         """Wait for this rank's own combine."""
 
-    def _misplaced(self, partials: torch.Tensor) -> str | None:
+    def _combine_problem(self, partials: torch.Tensor, handle: Handle) -> str | None:
+        """The first broken rule of what this rank brings to combine, or None."""
+        form = self._in_flight.rows, self.exchange.hidden, self.exchange.combine_dtype
+        return (
+            stale_problem(handle, self._in_flight)
+            or partials_problem(partials, *form)
+            or self._misplaced(partials, handle)
+        )
+
+    def _misplaced(self, partials: torch.Tensor, handle: Handle) -> str | None:
         """What is wrong with where the partials lie, for transports that take them from one place only."""
         return None
 
     @property
     def combine_dtype(self) -> torch.dtype:
-        import torch
-
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.exchange.combine_dtype]
 
     @abstractmethod
-    def _dispatch(self, batch: Batch) -> Received: ...
+    def _dispatch(self, batch: Batch, prepared: object | None) -> Received:
+        """Send and receive a round's rows; `prepared` is what `enqueue_prepare` returned."""
 
     @abstractmethod
-    def _combine(self, partials: torch.Tensor) -> torch.Tensor: ...
+    def _combine(self, partials: torch.Tensor, handle: Handle) -> torch.Tensor:
+        """Bring the partial sums back and add them up."""
 
     @abstractmethod
     def close(self) -> None:
@@ -277,11 +317,6 @@ class Transport(ABC):
         else:  # its phase is the one to know
             self.rank.report(error)
             self.abort()
-
-    def _prepare_if_due(self, batch: Batch) -> None:
-        if "prepare" in self.phases and self._prepared_for is not batch:
-            self.enqueue_prepare(batch)
-        self._prepared_for = None
 
     def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
         """All ranks together; in a round that leaves out dead ranks each for itself, for those could not answer."""

@@ -10,15 +10,40 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from mnnvl_lab.exchange import Batch, Exchange, Received
+from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.ranks.rank import Rank
 from mnnvl_lab.transport.base import Transport, as_bytes
-from mnnvl_lab.transport.host.send_plan import Routes
+from mnnvl_lab.transport.host.send_plan import SendPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveHandle(Handle):
+    """A batch whose counts the ranks have exchanged.
+
+    Attributes:
+        counts_R: rows that come from each source.
+    """
+
+    counts_R: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllToAllHandle(CollectiveHandle):
+    """Also which of the batch's rows go where.
+
+    Attributes:
+        sent_R: rows that go to each target.
+        sent: int64 `[sum of sent_R]`, their tokens, by target, ascending.
+    """
+
+    sent_R: tuple[int, ...]
+    sent: torch.Tensor
 
 
 class Collective(Transport):
@@ -29,21 +54,20 @@ class Collective(Transport):
         self.fabric = rank.fabric
         alone = self.group.size == 1
         self._processes = None if alone else self.group.device_group
-        self._batch = None
+        self._settled: CollectiveHandle | None = None  # a batch that comes again is not settled again
 
-    def _dispatch(self, batch: Batch) -> Received:
-        if batch is not self._batch:
-            self._batch = batch
-            self._settle(batch)
-        return self._move(batch)
+    def _dispatch(self, batch: Batch, prepared: None) -> Received:
+        if self._settled is None or self._settled.batch is not batch:
+            self._settled = self._settle(batch)
+        return self._move(self._settled)
 
     @abstractmethod
-    def _settle(self, batch: Batch) -> None:
+    def _settle(self, batch: Batch) -> CollectiveHandle:
         """Exchange counts and find rows, on the host."""
 
     @abstractmethod
-    def _move(self, batch: Batch) -> Received:
-        """Move the rows of the batch that was settled."""
+    def _move(self, handle: CollectiveHandle) -> Received:
+        """Move the rows of a settled batch."""
 
     def _as_one(self):
         """NCCL launches the gathers inside as one kernel, as vLLM's grouped `all_gatherv` has it."""
@@ -75,11 +99,12 @@ class AllgatherReducescatter(Collective):
 
     mode = "allgather_reducescatter"
 
-    def _settle(self, batch: Batch) -> None:
-        self._counts_R = tuple(self._gather_counts([batch.tokens])[:, 0].tolist())
+    def _settle(self, batch: Batch) -> CollectiveHandle:
+        counts_R = tuple(self._gather_counts([batch.tokens])[:, 0].tolist())
+        return CollectiveHandle(batch=batch, rows=self.ep_size * batch.runtime_max_tokens, counts_R=counts_R)
 
-    def _move(self, batch: Batch) -> Received:
-        M = batch.runtime_max_tokens
+    def _move(self, handle: CollectiveHandle) -> Received:
+        batch, M = handle.batch, handle.batch.runtime_max_tokens
         padded = [_padded(tensor, M) for tensor in (*batch.payloads, batch.experts_TK, batch.weights_TK)]
         with self._as_one():
             *payloads, experts, weights = map(self._gather, padded)
@@ -87,8 +112,9 @@ class AllgatherReducescatter(Collective):
             payloads=tuple(payloads),
             experts=experts,
             weights=weights,
-            counts_R=self._counts_R,
+            counts_R=handle.counts_R,
             starts_R=tuple(range(0, self.ep_size * M, M)),
+            handle=handle,
         )
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
@@ -99,12 +125,12 @@ class AllgatherReducescatter(Collective):
         dist.all_gather_into_tensor(as_bytes(every), as_bytes(rows), group=self._processes)
         return every
 
-    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
+    def _combine(self, partials: torch.Tensor, handle: CollectiveHandle) -> torch.Tensor:
         if self._processes is None:
-            return partials[: self._batch.tokens].clone()
-        own = partials.new_empty(self._batch.runtime_max_tokens, self.exchange.hidden)
+            return partials[: handle.batch.tokens].clone()
+        own = partials.new_empty(handle.batch.runtime_max_tokens, self.exchange.hidden)
         dist.reduce_scatter_tensor(own, partials, group=self._processes)
-        return own[: self._batch.tokens]
+        return own[: handle.batch.tokens]
 
 
 class AllToAll(Collective):
@@ -116,43 +142,51 @@ class AllToAll(Collective):
 
     mode = "all_to_all"
 
-    def _settle(self, batch: Batch) -> None:
+    def _settle(self, batch: Batch) -> AllToAllHandle:
         x = self.exchange
-        self._routes = Routes.of(batch.experts_TK.cpu().numpy(), experts=x.experts, ep_size=self.ep_size)
-        self._sent_R = self._routes.counts_R.tolist()
-        self._counts_R = self._gather_counts(self._sent_R)[:, self.ep_rank].tolist()
-        self._tokens_R = [torch.from_numpy(tokens).to(self.rank.device) for tokens in self._routes.tokens_R]
-        self._outgoing = torch.cat(self._tokens_R)
+        plan = SendPlan.of(batch.experts_TK.cpu().numpy(), experts=x.experts, ep_size=self.ep_size)
+        counts_R = tuple(self._gather_counts(plan.counts_R.tolist())[:, self.ep_rank].tolist())
+        return AllToAllHandle(
+            batch=batch,
+            rows=sum(counts_R),
+            counts_R=counts_R,
+            sent_R=tuple(plan.counts_R.tolist()),
+            sent=torch.from_numpy(np.concatenate(plan.tokens_R)).to(self.rank.device),
+        )
 
-    def _move(self, batch: Batch) -> Received:
-        *payloads, experts, weights = map(self._send, (*batch.payloads, batch.experts_TK, batch.weights_TK))
+    def _move(self, handle: AllToAllHandle) -> Received:
+        batch = handle.batch
+        tensors = (*batch.payloads, batch.experts_TK, batch.weights_TK)
+        *payloads, experts, weights = (self._send(rows, handle) for rows in tensors)
         return Received(
             payloads=tuple(payloads),
             experts=experts,
             weights=weights,
-            counts_R=tuple(self._counts_R),
-            starts_R=tuple(np.cumsum((0, *self._counts_R[:-1])).tolist()),
+            counts_R=handle.counts_R,
+            starts_R=tuple(np.cumsum((0, *handle.counts_R[:-1])).tolist()),
+            handle=handle,
         )
 
-    def _send(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows `[sum of counts_R, width]` from all sources."""
-        arrived = rows.new_empty(sum(self._counts_R), rows.shape[1])
-        self._swap(as_bytes(arrived), as_bytes(rows)[self._outgoing], self._counts_R, self._sent_R)
+    def _send(self, rows: torch.Tensor, handle: AllToAllHandle) -> torch.Tensor:
+        """Rows `[handle.rows, width]` from all sources."""
+        arrived = rows.new_empty(handle.rows, rows.shape[1])
+        self._swap(as_bytes(arrived), as_bytes(rows)[handle.sent], handle.counts_R, handle.sent_R)
         return arrived
 
-    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
-        home = partials.new_empty(sum(self._sent_R), self.exchange.hidden)
-        self._swap(as_bytes(home), as_bytes(partials), self._sent_R, self._counts_R)
-        total = torch.zeros(self._batch.tokens, self.exchange.hidden, device=home.device)
-        for tokens, rows in zip(self._tokens_R, home.split(self._sent_R), strict=True):
+    def _combine(self, partials: torch.Tensor, handle: AllToAllHandle) -> torch.Tensor:
+        returned = partials.new_empty(sum(handle.sent_R), self.exchange.hidden)
+        self._swap(as_bytes(returned), as_bytes(partials), handle.sent_R, handle.counts_R)
+        total = torch.zeros(handle.batch.tokens, self.exchange.hidden, device=returned.device)
+        pairs = (tensor.split(handle.sent_R) for tensor in (handle.sent, returned))
+        for tokens, rows in zip(*pairs, strict=True):
             total.index_add_(0, tokens, rows.float())
-        return total.to(home.dtype)
+        return total.to(returned.dtype)
 
-    def _swap(self, into: torch.Tensor, rows: torch.Tensor, into_R: list[int], rows_R: list[int]) -> None:
+    def _swap(self, into: torch.Tensor, rows: torch.Tensor, into_R: Sequence[int], rows_R: Sequence[int]) -> None:
         if self._processes is None:
             into.copy_(rows)
         else:
-            dist.all_to_all_single(into, rows, into_R, rows_R, group=self._processes)
+            dist.all_to_all_single(into, rows, list(into_R), list(rows_R), group=self._processes)
 
 
 def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -169,7 +169,7 @@ def partials_problem(partials: torch.Tensor, rows: int, hidden: int, combine_dty
         return None
     return (
         f"partials are {_form(partials)}: combine takes contiguous [{rows}, {hidden}] of {dtype}, a row for each "
-        "received row; fill partials_buffer(received)"
+        "received row; fill partials_buffer(received.handle)"
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import Refused
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def align_up(size_bytes: int, alignment_bytes: int) -> int:
@@ -45,6 +49,16 @@ class Region:
     @property
     def end_bytes(self) -> int:
         return self.offset_bytes + self.size_bytes
+
+
+def split_regions(row: np.ndarray, regions: Sequence[Region], *, begin_bytes: int = 0) -> dict[str, np.ndarray]:
+    """Regions out of a stretch of a rank's row that starts at `begin_bytes`, as views under their names."""
+    return {
+        region.name: row[region.offset_bytes - begin_bytes : region.end_bytes - begin_bytes]
+        .view(region.dtype)
+        .reshape(region.shape)
+        for region in regions
+    }
 
 
 GRANULARITY_BYTES = 2 * 1024**2  # cuMemGetAllocationGranularity(RECOMMENDED) on H100

@@ -7,7 +7,7 @@ Equal to FlashInfer 0.7.2 to the byte: `calculateOffsets` and `moeA2ADispatchOp`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
@@ -137,34 +137,6 @@ class OneSidedWorkspace:
         begin = align_up(self._packed(row_bytes, runtime_max_tokens)[-1], ALIGNMENT_BYTES)
         self._require_room(begin + self.ep_size * runtime_max_tokens * self.combine_bytes_per_token, runtime_max_tokens)
         return begin
-
-    def fits(self, need: OneSidedWorkspace) -> bool:
-        """Whether this workspace serves `need` as it is; compares bytes, as the kernels do, not field by field."""
-        rows_bytes = need.dispatch_bytes + need.combine_bytes
-        return (
-            self.ep_size == need.ep_size
-            and self.max_tokens >= need.max_tokens
-            and self.eplb_stats_experts >= need.eplb_stats_experts
-            and self.workspace_bytes - self.aux_bytes >= rows_bytes
-        )
-
-    def union(self, other: OneSidedWorkspace) -> OneSidedWorkspace:
-        """The workspace with the larger of each size: it serves both needs, and a round that mixes them.
-
-        Raises:
-            Refused: the needs are of groups of different size.
-        """
-        if self.ep_size != other.ep_size:
-            raise Refused(
-                f"ep_size is {self.ep_size} but the other need has {other.ep_size}: one workspace serves one EP group; "
-                "open another for the other group"
-            )
-        names = self.__dataclass_fields__
-        return replace(self, **{name: max(getattr(self, name), getattr(other, name)) for name in names})
-
-    def grown_for(self, need: OneSidedWorkspace) -> OneSidedWorkspace:
-        """This workspace if it serves `need`, else the union of both."""
-        return self if self.fits(need) else self.union(need)
 
     def _packed(self, row_bytes: Sequence[int], runtime_max_tokens: int) -> tuple[int, ...]:
         """First byte of each payload, and the end of the last."""

@@ -1,16 +1,16 @@
-"""Reading a workspace's flags beside a kernel that spins on them."""
+"""What the transports over FlashInfer's kernels share: memory, waiting, and flags read while a kernel spins on them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnnvl_lab.errors import LabError, WorkspaceMismatch
-from mnnvl_lab.exchange import Batch, Exchange, Received
+from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.flashinfer.memory import SymmetricMemory
 from mnnvl_lab.workspace import Allocation, Region
@@ -49,16 +49,6 @@ class FlagReader:
         return self._host.numpy().copy()
 
 
-def split_regions(row: np.ndarray, regions: Sequence[Region], *, begin_bytes: int = 0) -> dict[str, np.ndarray]:
-    """Regions out of a stretch of a rank's row that starts at `begin_bytes`, as views under their names."""
-    return {
-        region.name: row[region.offset_bytes - begin_bytes : region.end_bytes - begin_bytes]
-        .view(region.dtype)
-        .reshape(region.shape)
-        for region in regions
-    }
-
-
 ReceivedViews = tuple[tuple["torch.Tensor", ...], "torch.Tensor", "torch.Tensor"]
 
 
@@ -82,24 +72,28 @@ class FlashInferTransport(Transport):
         """Allocate and initialise; what fails here gives its memory back."""
 
     @abstractmethod
-    def received_views(self) -> ReceivedViews:
-        """Payloads, ids and weights of the dispatch in flight, on the device; no wait, so also inside a CUDA graph.
+    def enqueue_dispatch(self, batch: Batch, prepared: object | None = None) -> Handle:
+        """Launch dispatch's kernels."""
+
+    @abstractmethod
+    def received_views(self, handle: Handle) -> ReceivedViews:
+        """Payloads, ids and weights of a dispatch, on the device; no wait, so also inside a CUDA graph.
 
         How many rows are valid the host learns only from `Received`.
         """
 
     @abstractmethod
-    def landed_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """First row and number of rows of each source `[R]`, of the dispatch in flight, on the device; no wait."""
+    def received_counts(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
+        """First row and number of rows of each source `[R]`, of a dispatch, on the device; no wait."""
 
     @abstractmethod
-    def _received(self) -> Received:
-        """Wait for the dispatch in flight and read on the host how much came."""
+    def _received(self, handle: Handle) -> Received:
+        """Read on the host how much came with a dispatch whose kernels are done."""
 
-    def _dispatch(self, batch: Batch) -> Received:
-        self.enqueue_dispatch(batch)
+    def _dispatch(self, batch: Batch, prepared: object | None) -> Received:
+        handle = self.enqueue_dispatch(batch, prepared)
         self._wait()
-        return self._received()
+        return self._received(handle)
 
     def _wait(self) -> None:
         """Until the kernels are done, by waiting for the stream and not by a copy to the host behind them.
@@ -111,16 +105,12 @@ class FlashInferTransport(Transport):
 
         torch.cuda.current_stream(self.rank.device).synchronize()
 
-    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
-        return self.enqueue_combine(partials)
+    def _combine(self, partials: torch.Tensor, handle: Handle) -> torch.Tensor:
+        return self.enqueue_combine(partials, handle)
 
     def workspace_row(self) -> np.ndarray:
         """A copy of this rank's own row, uint8 `[workspace_bytes]`; waits for what is enqueued."""
         return self._memories[0].own_row.cpu().numpy()
-
-    def regions(self) -> dict[str, np.ndarray]:
-        """A copy of this rank's own row, cut into its regions."""
-        return split_regions(self.workspace_row(), self.workspace.regions)
 
     @abstractmethod
     def read_flags(self) -> dict[str, np.ndarray]:
@@ -140,7 +130,7 @@ class FlashInferTransport(Transport):
 
     @property
     def allocations(self) -> tuple[Allocation, ...]:
-        """What this rank has allocated: one a workspace, each in a window of its own."""
+        """What this rank has allocated: one per workspace, each in a window of its own."""
         return tuple(Allocation(asked_bytes=memory.size_bytes, ep_size=self.spans) for memory in self._memories)
 
     @property

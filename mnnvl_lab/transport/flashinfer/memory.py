@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.hardware import comes_to_rest
 
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.ranks.rank import Group, Rank
+    from mnnvl_lab.ranks.rank import Group
 
 _WINDOW = ("comm", "dev_id", "current_mem_offset", "current_rank_stride", "current_start_address")
 
@@ -168,51 +166,3 @@ def device_memory_bytes(device: torch.device) -> int:
 
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     return total_bytes - free_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """Memory of one GPU, all of its ranks together.
-
-    Attributes:
-        asked_bytes: of the workspaces, as the kernels want them.
-        predicted_bytes: rounded up to the driver's granularity.
-        taken_bytes: what opening took, by `cudaMemGetInfo`.
-        left_bytes: what closing left taken; 0 is right.
-    """
-
-    asked_bytes: int
-    predicted_bytes: int
-    taken_bytes: int
-    left_bytes: int
-
-
-def footprint(rank: Rank, exchange: Exchange) -> Footprint:
-    """Rank function: open and close a transport and read the GPU's memory between. Collective over all ranks.
-
-    One opening goes ahead uncounted: it loads modules and fills torch's pools, which stay.
-    """
-    from mnnvl_lab.transport import open_transport
-
-    sharing = rank.group("world").allgather(str(rank.device)).count(str(rank.device))
-    with open_transport(rank, exchange):
-        pass
-    before = _settled_bytes(rank)
-    with open_transport(rank, exchange) as transport:
-        during = _settled_bytes(rank)
-        allocations = transport.allocations
-    return Footprint(
-        asked_bytes=sharing * sum(allocation.asked_bytes for allocation in allocations),
-        predicted_bytes=sharing * sum(allocation.allocated_bytes for allocation in allocations),
-        taken_bytes=during - before,
-        left_bytes=_settled_bytes(rank) - before,
-    )
-
-
-def _settled_bytes(rank: Rank) -> int:
-    """Memory in use on this rank's GPU while no rank allocates or frees."""
-    world = rank.group("world")
-    world.barrier()
-    used = device_memory_bytes(rank.device)
-    world.barrier()
-    return used

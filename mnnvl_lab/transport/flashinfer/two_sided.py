@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mnnvl_lab.errors import SmLimitFixed
-from mnnvl_lab.exchange import Batch, Received
-from mnnvl_lab.transport.base import Validated, bare
+from mnnvl_lab.exchange import Batch, Handle, Received
 from mnnvl_lab.transport.flashinfer.base import (
     FlagReader,
     FlashInferTransport,
     ReceivedViews,
     require_prediction,
-    split_regions,
 )
 from mnnvl_lab.transport.flashinfer.mended import mended_prepare
 from mnnvl_lab.transport.flashinfer.step_guard import StepGuard
 from mnnvl_lab.workspace import Region, TwoSidedWorkspace
+from mnnvl_lab.workspace.mnnvl import split_regions
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +39,7 @@ _NOTE = "multiprocessors_fixed_by_mnnvl_lab"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routes:
+class Prepared:
     """What prepare found out, on the device: who sends how many rows, and from where to where.
 
     Attributes:
@@ -57,6 +56,14 @@ class Routes:
     recv_ends_R: torch.Tensor
     recv_rows: torch.Tensor
     back_slots: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSidedHandle(Handle):
+    """What prepare found out, and the payloads that dispatch received, `[R * M, width]`."""
+
+    prepared: Prepared
+    payloads: tuple[torch.Tensor, ...]
 
 
 class FlashInferTwoSided(FlashInferTransport):
@@ -92,17 +99,15 @@ class FlashInferTwoSided(FlashInferTransport):
         words = prepare.own_row[region.offset_bytes : region.end_bytes].view(torch.int64).view(region.shape)
         self._guard = StepGuard(self.exchange, words, self.group)
 
-    def validate(self, batch: Batch) -> Validated:
-        admitted = super().validate(batch)
+    def validate(self, batch: Batch) -> None:
+        super().validate(batch)
         if self._guard:
             self._guard.count(batch)
-        return admitted
 
-    def enqueue_prepare(self, batch: Batch | Validated) -> None:
-        batch, x = bare(batch), self.exchange
+    def enqueue_prepare(self, batch: Batch) -> Prepared:
+        x = self.exchange
         if self.spans != self.ep_size:
-            self._routes = self._no_routes()
-            return
+            return self._nothing_prepared()
         if self._guard:
             self._guard.before_prepare(batch)
         experts, weights, send_ends, send_rows, recv_ends, recv_rows, back_slots, _ = self._prepare(
@@ -117,7 +122,7 @@ class FlashInferTwoSided(FlashInferTransport):
             x.experts,
             x.top_k,
         )
-        self._routes = Routes(
+        return Prepared(
             experts=experts,
             weights=weights,
             send_ends_R=send_ends,
@@ -127,21 +132,23 @@ class FlashInferTwoSided(FlashInferTransport):
             back_slots=back_slots,
         )
 
-    def enqueue_dispatch(self, batch: Batch | Validated) -> None:
-        self._round = batch = bare(batch)
-        routes, rows = self._routes, self.ep_size * batch.runtime_max_tokens
-        outward = (routes.send_ends_R, routes.send_rows), (routes.recv_ends_R, routes.recv_rows)
+    def enqueue_dispatch(self, batch: Batch, prepared: Prepared) -> TwoSidedHandle:
+        rows = self.ep_size * batch.runtime_max_tokens
+        outward = (prepared.send_ends_R, prepared.send_rows), (prepared.recv_ends_R, prepared.recv_rows)
         with self._kernel_message("dispatch"):
-            self._payloads = tuple(
+            payloads = tuple(
                 self._move(payload, *outward, payload.new_empty(rows, payload.shape[1])) for payload in batch.payloads
             )
+        return TwoSidedHandle(batch=batch, rows=rows, prepared=prepared, payloads=payloads)
 
-    def enqueue_combine(self, partials: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+    def enqueue_combine(
+        self, partials: torch.Tensor, handle: TwoSidedHandle, output: torch.Tensor | None = None
+    ) -> torch.Tensor:
         import torch
 
-        routes, T, K, H = self._routes, self._round.tokens, self.exchange.top_k, self.exchange.hidden
-        homeward = (routes.recv_ends_R, routes.recv_rows), (routes.send_ends_R, routes.back_slots)
-        slots = self._move(partials, *homeward, partials.new_zeros(T * K, H))
+        prepared, T, K, H = handle.prepared, handle.batch.tokens, self.exchange.top_k, self.exchange.hidden
+        back = (prepared.recv_ends_R, prepared.recv_rows), (prepared.send_ends_R, prepared.back_slots)
+        slots = self._move(partials, *back, partials.new_zeros(T * K, H))
         combined = torch.sum(slots.view(T, K, H), dim=1, out=output)
         if self._guard:
             self._guard.after_combine()
@@ -167,8 +174,8 @@ class FlashInferTwoSided(FlashInferTransport):
         self._kernels.moe_comm(rows, *send, output, *recv, self._fifo_words, self.ep_rank, self.ep_size)
         return output
 
-    def _no_routes(self) -> Routes:
-        """Routes that carry nothing, for a workspace over the wrong group.
+    def _nothing_prepared(self) -> Prepared:
+        """No rows to move, for a workspace over the wrong group.
 
         `moe_prepare` has no check: it would launch and read rows past the mapping, which kills the CUDA context. So it
         is not called; the first move, which checks, is.
@@ -176,29 +183,30 @@ class FlashInferTwoSided(FlashInferTransport):
         import torch
 
         nothing = torch.zeros(self.ep_size, dtype=torch.int32, device=self.rank.device)
-        return Routes(
+        return Prepared(
             send_ends_R=nothing, send_rows=nothing, recv_ends_R=nothing, recv_rows=nothing, back_slots=nothing
         )
 
-    def received_views(self) -> ReceivedViews:
-        return self._payloads, self._routes.experts, self._routes.weights
+    def received_views(self, handle: TwoSidedHandle) -> ReceivedViews:
+        return handle.payloads, handle.prepared.experts, handle.prepared.weights
 
-    def landed_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        ends_R = self._routes.recv_ends_R
+    def received_counts(self, handle: TwoSidedHandle) -> tuple[torch.Tensor, torch.Tensor]:
+        ends_R = handle.prepared.recv_ends_R
         starts_R = ends_R.roll(1)
         starts_R[:1] = 0
         return starts_R, ends_R - starts_R
 
-    def _received(self) -> Received:
-        ends = self._routes.recv_ends_R.tolist()
+    def _received(self, handle: TwoSidedHandle) -> Received:
+        ends = handle.prepared.recv_ends_R.tolist()
         starts = [0, *ends[:-1]]
-        payloads, experts, weights = self.received_views()
+        payloads, experts, weights = self.received_views(handle)
         return Received(
             payloads=payloads,
             experts=experts,
             weights=weights,
             counts_R=tuple(end - start for start, end in zip(starts, ends, strict=True)),
             starts_R=tuple(starts),
+            handle=handle,
         )
 
 

@@ -57,7 +57,7 @@ class Fifo:
 
 
 def sending(fifo: Fifo, rows: torch.Tensor, index: torch.Tensor, rows_per_entry: int) -> Iterator[bool]:
-    """Send `rows[index]`, uint8 `[n, row_bytes]`, an entry a step; yields whether it got on."""
+    """Send `rows[index]`, uint8 `[n, row_bytes]`, one entry per step; yields whether it made progress."""
     for part in index.split(rows_per_entry) if len(index) else ():
         while not fifo.space:
             yield False
@@ -105,7 +105,7 @@ def interleave(
     Args:
         transfers: each with the peer at its other end.
         limit_s: seconds without progress after which it gives up.
-        on_timeout: makes the error from the peers that are waited for.
+        on_timeout: makes the error out of the peers that are waited for.
 
     Raises:
         RankTimeout: what `on_timeout` returns.
@@ -131,7 +131,7 @@ class SendBatch:
     Attributes:
         rows: uint8 `[N, row_bytes]`, what is sent.
         index_R: for each target, int64, which of the rows go there.
-        out_R: for each source, uint8 `[n, row_bytes]`, where its rows are placed.
+        out_R: for each source, uint8 `[n, row_bytes]`, where its rows arrive.
     """
 
     rows: torch.Tensor
@@ -152,7 +152,7 @@ class FifoChannels:
         fifos_R: for each rank, uint8 `[R, channels, depth, entry_bytes]` in its row.
         connections_R: for each rank, uint64 `[R, channels, 32]` in its row.
         dense: rows fill an entry; else it takes as many as the kernels put there, whose packets also carry flags.
-        on_timeout: makes the error from the peers that are waited for.
+        on_timeout: makes the error out of the peers that are waited for.
     """
 
     ep_rank: int
@@ -164,12 +164,12 @@ class FifoChannels:
 
     @classmethod
     def over(cls, rows: Sequence[torch.Tensor], regions: tuple[Region, Region], **rest) -> FifoChannels:
-        """The lanes in these regions of all ranks' rows; prepare's have one channel and lack that axis."""
+        """The channels in these regions of all ranks' rows; prepare's have one channel and lack that axis."""
         fifos, connections = regions
-        lanes = (len(rows), connections.shape[1] if len(connections.shape) == 3 else 1)
+        shape = (len(rows), connections.shape[1] if len(connections.shape) == 3 else 1)
         return cls(
-            fifos_R=[_slice(row, fifos).view(*lanes, FIFO_DEPTH, -1) for row in rows],
-            connections_R=[_words(row, connections).reshape(*lanes, -1) for row in rows],
+            fifos_R=[_slice(row, fifos).view(*shape, FIFO_DEPTH, -1) for row in rows],
+            connections_R=[_words(row, connections).reshape(*shape, -1) for row in rows],
             **rest,
         )
 
@@ -206,7 +206,7 @@ class FifoChannels:
         return tuple(heard_R.tolist())
 
     def move(self, send_batches: Sequence[SendBatch], limit_s: float) -> None:
-        """Send and receive all parcels, one after the other in each FIFO, all FIFOs at a time."""
+        """Send and receive all batches of rows, one after the other in each FIFO, all FIFOs at a time."""
         ways = [(peer, channel) for peer in self.peers for channel in range(self.channels)]
         sends = [(peer, self._sending(send_batches, peer, channel)) for peer, channel in ways]
         receives = [(peer, self._receiving(send_batches, peer, channel)) for peer, channel in ways]
@@ -241,12 +241,12 @@ class FifoChannels:
 
 
 def starts(counts_R: Sequence[int]) -> np.ndarray:
-    """int64 `[R]`: the first row of each source's block where blocks lie close."""
+    """int64 `[R]`: the first row of each source's block where blocks are packed."""
     return np.cumsum((0, *counts_R[:-1]), dtype=np.int64)
 
 
 def blocks(rows: torch.Tensor, counts_R: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """Rows that lie close by source, cut into the sources' blocks."""
+    """Rows packed by source, split into the sources' blocks."""
     return rows.split([int(count) for count in counts_R])
 
 

@@ -11,7 +11,7 @@ from mnnvl_lab.layout import expert_owner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routes:
+class SendPlan:
     """What one rank sends.
 
     Attributes:
@@ -28,8 +28,8 @@ class Routes:
     @classmethod
     def of(
         cls, experts_TK: np.ndarray, *, experts: int, ep_size: int, active_ranks: Collection[int] | None = None
-    ) -> Routes:
-        """Routes of these choices; ranks that are not active get nothing."""
+    ) -> SendPlan:
+        """The plan for these choices; ranks that are not active get nothing."""
         owner_TK = expert_owner(experts_TK, experts=experts, ep_size=ep_size)
         targets_TK, slots_TK = (np.full(owner_TK.shape, -1, dtype=np.int32) for _ in range(2))
         tokens_R = []

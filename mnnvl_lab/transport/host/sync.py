@@ -86,13 +86,10 @@ class Epochs:
         ranks: global ranks, for what a failure says.
         ep_rank: this rank's place.
         aux_R: for each rank, the auxiliary regions of its row by FlashInfer's names.
-
-    Attributes:
-        limit_s: seconds after which waiting ends.
     """
 
     def __init__(self, *, ranks: Sequence[int], ep_rank: int, aux_R: Sequence[Mapping[str, np.ndarray]]):
-        self.limit_s, self._ranks, self._ep_rank, self._aux_R = WAIT_LIMIT_S, ranks, ep_rank, aux_R
+        self._ranks, self._ep_rank, self._aux_R = ranks, ep_rank, aux_R
         self._fence = Fence()
 
     @property
@@ -108,27 +105,29 @@ class Epochs:
         self._own["flag_val"][0] += 1
         return self.now
 
-    def complete(self, phase: str, active: Sequence[int]) -> None:
-        """Tell the active peers that this rank's rows of a phase are in place, and wait until they all say so.
+    def signal(self, phase: str, active: Sequence[int]) -> None:
+        """Raise this rank's flag of a phase at the active peers: its rows are in place."""
+        self._fence()
+        for peer in active:
+            self._aux_R[peer][f"{phase}_completion_flags"][self._ep_rank] = self.now
+
+    def wait(self, phase: str, active: Sequence[int], limit_s: float) -> None:
+        """Wait until all active peers have raised theirs.
 
         Raises:
             RankTimeout: names the first peer that has not, and the epoch that each of them last signalled.
         """
-        flags, epoch = f"{phase}_completion_flags", self.now
-        self._fence()
-        for peer in active:
-            self._aux_R[peer][flags][self._ep_rank] = epoch
-        own, peers = self._own[flags], list(active)
+        own, epoch, peers = self._own[f"{phase}_completion_flags"], self.now, list(active)
         wait_until(
             lambda: (own[peers] == epoch).all(),
-            limit_s=self.limit_s,
-            on_timeout=lambda: self._on_timeout(phase, {peer: int(own[peer]) for peer in peers}),
+            limit_s=limit_s,
+            on_timeout=lambda: self._on_timeout(phase, {peer: int(own[peer]) for peer in peers}, limit_s),
         )
         self._fence()
 
-    def _on_timeout(self, phase: str, seen: Mapping[int, int]) -> RankTimeout:
+    def _on_timeout(self, phase: str, seen: Mapping[int, int], limit_s: float) -> RankTimeout:
         late = {self._ranks[peer]: epoch for peer, epoch in seen.items() if epoch != self.now}
         words = ", ".join(f"rank {rank} last signalled {epoch}" for rank, epoch in late.items())
         me = self._ranks[self._ep_rank]
-        cause = f"rank {me} waited {self.limit_s:g} s for epoch {self.now}: {words or 'all came just now'}"
+        cause = f"rank {me} waited {limit_s:g} s for epoch {self.now}: {words or 'all came just now'}"
         return RankTimeout(rank=next(iter(late), me), phase=phase, cause=cause)
