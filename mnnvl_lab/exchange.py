@@ -1,4 +1,4 @@
-"""What a workspace has to carry: ranks, tokens and bytes of one MoE layer's exchange, whatever mode carries it."""
+"""An exchange (shapes, mode, options), and what goes through it: batches, received rows, the round's handle."""
 
 from __future__ import annotations
 

@@ -79,12 +79,12 @@ def test_a_chain_leads_to_its_end():
         [5] * 4,
         [6] * 4,
         peers=(0, 1, 2, 3),
-        meetings={"dp": CollectiveCounter(ranks=(1, 3), begun=4, done=3)},
+        collectives={"dp": CollectiveCounter(ranks=(1, 3), begun=4, done=3)},
     )
     hang_report = verdict_on(
         one_sided(0, 7, flags, [6] * 4, peers=(0, 1, 2, 3)),
         chain,
-        Snapshot(rank=3, meetings={"dp": CollectiveCounter(ranks=(1, 3), begun=3, done=3)}),
+        Snapshot(rank=3, collectives={"dp": CollectiveCounter(ranks=(1, 3), begun=3, done=3)}),
         layout=SQUARE,
     )
     assert [(wait.waiter, wait.awaited) for wait in hang_report.waits] == [(0, 1), (1, 3)]
@@ -139,7 +139,7 @@ def test_snapshots_travel_as_text():
         [7, 5],
         [6, 6],
         active=(0, 1),
-        meetings={"ep": CollectiveCounter(ranks=(0, 3), begun=2, done=1)},
+        collectives={"ep": CollectiveCounter(ranks=(0, 3), begun=2, done=1)},
         trouble="none",
     )
     back = from_json(to_json(shown))

@@ -99,7 +99,7 @@ def test_what_fails_does_not_hide_the_rest():
     shown = describe(rank_with(flags={"flag_val": Unspeakable()}, groups={"ep": GROUP}))
     assert shown.trouble
     assert shown.phase == "dispatch"
-    assert shown.meetings["ep"].begun == 3
+    assert shown.collectives["ep"].begun == 3
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"rank": 0}', '{"peers": 1}'])

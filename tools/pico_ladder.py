@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from mnnvl_lab.cli.arguments import whole_in
-from mnnvl_lab.exchange import Batch, Exchange
+from mnnvl_lab.exchange import Batch, Exchange, Handle
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.records.provenance import provenance
@@ -132,15 +132,9 @@ class Bench:
         batch, transport = self.batch(count), self.theirs
         transport.meet(batch)
 
-        def dispatch():
-            transport.enqueue_dispatch(batch)
-
-        def combine():
-            transport.enqueue_combine(self.partials, self.y[:count])
-
-        dispatch()
-        self.partials = transport.partials_buffer(None)
-        return self._rows(count, f"FlashInfer {when}", dispatch, combine, lambda: transport.received_views()[0][0])
+        self.handle = transport.enqueue_dispatch(batch)
+        self.partials = transport.partials_buffer(self.handle)
+        return self._rows(count, f"FlashInfer {when}", transport, batch)
 
     def pico(self, count: int, step: Step) -> list[dict]:
         from mnnvl_lab.transport.pico.launch import Tuning
@@ -149,27 +143,27 @@ class Bench:
         self.torch.cuda.synchronize()
         transport.meet(batch)
         transport.tuning, transport.pdl = (lambda _: Tuning(**step.settings)), step.pdl
-        transport._kernels, transport._round = kernels_of(step), batch
-        self.partials = self.partials_of(transport, count)
+        transport._kernels = kernels_of(step)
+        self.partials = self.partials_of(transport, Handle(batch=batch, rows=self.group.size * count))
+        return self._rows(count, step.name, transport, batch)
 
+    def partials_of(self, transport, handle: Handle):
+        """Where the experts write: into the workspace, unless combine pushes."""
+        if transport is self.theirs or not transport.tuning(handle.batch.runtime_max_tokens).pushers:
+            return transport.partials_buffer(handle)
+        return self.torch.empty(handle.rows, HIDDEN, dtype=self.torch.bfloat16, device=self.rank.device)
+
+    def _rows(self, count, name, transport, batch: Batch) -> list[dict]:
         def dispatch():
-            transport.enqueue_dispatch(batch)
+            self.handle = transport.enqueue_dispatch(batch)
 
         def combine():
-            transport.enqueue_combine(self.partials, self.y[:count])
+            transport.enqueue_combine(self.partials, self.handle, self.y[:count])
 
-        return self._rows(count, step.name, dispatch, combine, lambda: transport.received_views()[0][0])
-
-    def partials_of(self, transport, count: int):
-        """Where the experts write: into the workspace, unless combine pushes."""
-        if transport is self.theirs or not transport.tuning(count).pushers:
-            return transport.partials_buffer(None)
-        return self.torch.empty(self.group.size * count, HIDDEN, dtype=self.torch.bfloat16, device=self.rank.device)
-
-    def _rows(self, count, name, dispatch: Callable, combine: Callable, landed: Callable) -> list[dict]:
-        before = self._right(count, dispatch, combine, landed)
+        calls = dispatch, combine, lambda: transport.received_views(self.handle)[0][0]
+        before = self._right(count, *calls)
         samples = self._timed(lambda: (dispatch(), combine()))
-        after = self._right(count, dispatch, combine, landed)
+        after = self._right(count, *calls)
         right = before and after
         common = {"step": name, "tokens": count, "rank": self.group.rank, "checked": right}
         return [common | {"sample": i, "latency_us": us} for i, us in enumerate(samples)]
@@ -241,8 +235,8 @@ def profile(rank, tokens: tuple[int, ...], rounds: int = 30) -> list[dict]:
                 for _ in range(rounds):
                     bench.group.barrier()
                     torch.cuda._sleep(100_000)
-                    transport.enqueue_dispatch(bench.batch(count))
-                    transport.enqueue_combine(bench.partials_of(transport, count), bench.y[:count])
+                    handle = transport.enqueue_dispatch(bench.batch(count))
+                    transport.enqueue_combine(bench.partials_of(transport, handle), handle, bench.y[:count])
                     torch.cuda.synchronize()
             rows += kernel_times(traced, rank.index, name, count)
     bench.close()
@@ -281,7 +275,7 @@ def compile_only(job: tuple) -> None:
     torch.cuda.set_device(0)
     shape = {"layout": layout, "max_tokens": capacity, "hidden": HIDDEN, "experts": EXPERTS, "top_k": TOP_K}
     launch = pico.PicoLaunch()
-    launch._combine_region = lambda: x
+    launch._combine_region = lambda handle: x
     launch.exchange = Exchange(mode="pico", **shape)
     launch.workspace, launch.ep_rank, launch.ep_size = pico.PicoWorkspace.of(launch.exchange), 0, layout.ep_size
     launch._base, launch._stride, launch.pdl = 1 << 40, 512 << 20, step.pdl
@@ -290,8 +284,8 @@ def compile_only(job: tuple) -> None:
     x, chosen = memory[:count], memory.view(torch.int32).view(-1, TOP_K)[:count]
     weights = chosen.view(torch.float32)
     batch = Batch(payloads=(x,), experts_TK=chosen, weights_TK=weights, runtime_max_tokens=count)
-    launch.launch_dispatch(Unlaunched(kernels_of(step)), batch)
-    launch.launch_combine(Unlaunched(kernels_of(step)), x, x)
+    handle = launch.launch_dispatch(Unlaunched(kernels_of(step)), batch)
+    launch.launch_combine(Unlaunched(kernels_of(step)), x, handle, x)
 
 
 class Unlaunched:

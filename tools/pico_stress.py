@@ -78,9 +78,9 @@ def stress(rank, name: str | None, size: int, rounds: int, seed: int) -> dict:
             for x, batch, targets in cases:
                 stress_kernels.begin[(max(1, batch.tokens),)](x, number, seed, rank.index, batch.tokens, H=HIDDEN)
                 stress_kernels.pause[(1,)](number, seed, rank.index, 0)
-                transport.enqueue_dispatch(batch)
+                handle = transport.enqueue_dispatch(batch)
                 stress_kernels.pause[(1,)](number, seed, rank.index, 1)
-                y = transport.enqueue_combine(transport.received_views()[0][0])
+                y = transport.enqueue_combine(transport.received_views(handle)[0][0], handle)
                 stress_kernels.check[(max(1, batch.tokens),)](
                     y, targets, number, wrong, seed, rank.index, batch.tokens, H=HIDDEN
                 )

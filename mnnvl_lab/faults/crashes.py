@@ -1,4 +1,4 @@
-"""Ranks that die, in whatever phase, for whatever cause."""
+"""Crash injection: a rank dies in a chosen phase, by a signal, an exit, an exception or a CUDA error."""
 
 from __future__ import annotations
 
@@ -104,29 +104,29 @@ class Crash:
 
 
 class DeadlyPhaseFile:
-    """The mark of a rank (`mnnvl_lab.ranks.rank`) whose writer dies once it announces a phase."""
+    """The phase file of a rank (`mnnvl_lab.ranks.rank`) whose writer dies once it announces a phase."""
 
-    def __init__(self, mark, death: Crash):
-        self._mark, self._death = mark, death
-        self.read, self.report, self.forget_report = mark.read, mark.report, mark.forget_report
+    def __init__(self, phase_file, crash: Crash):
+        self._phase_file, self._crash = phase_file, crash
+        self.read, self.report, self.forget_report = phase_file.read, phase_file.report, phase_file.forget_report
 
     def write(self, words: str) -> None:
-        self._mark.write(words)
-        if words.startswith(self._death.phase):
-            CAUSES[self._death.cause]()
+        self._phase_file.write(words)
+        if words.startswith(self._crash.phase):
+            CAUSES[self._crash.cause]()
 
 
-def crash_while_measuring(rank, point: Point, death: Crash) -> None:
+def crash_while_measuring(rank, point: Point, crash: Crash) -> None:
     """Rank function: a measured point, in which one rank dies where it is told to."""
     from mnnvl_lab.measure.run import measure_point
 
-    living = rank._mark
-    if rank.index == death.rank:
-        rank._mark = DeadlyPhaseFile(living, death)
+    living = rank._phase_file
+    if rank.index == crash.rank:
+        rank._phase_file = DeadlyPhaseFile(living, crash)
     try:
         measure_point(rank, point)
     finally:
-        rank._mark = living
+        rank._phase_file = living
 
 
 def crash_some_time(rank, point: Point, target: int, seed: int, within_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Compare a block of endurance rounds with what is due, on the device: nothing is copied to the host."""
+"""Checks a block of endurance rounds against the expected result, on the device: nothing is copied to the host."""
 
 from __future__ import annotations
 

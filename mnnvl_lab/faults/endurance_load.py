@@ -1,4 +1,4 @@
-"""What endurance rounds carry, and what is due of them: tensors on the rank's device, the same on every rank.
+"""Input and expected result of endurance rounds: tensors on the rank's device, the same on every rank.
 
 Everything follows from a counter by integer arithmetic, so that a CUDA graph makes fresh routing at each replay and no
 rank has to be told what another sends. All numbers are small integers: sums are exact in bf16 in any order. Shapes: G

@@ -1,4 +1,4 @@
-"""One rank's endurance: blocks captured in CUDA graphs on GPUs, and called one by one on `host`."""
+"""Endurance on one rank: blocks of rounds, captured in CUDA graphs on GPUs, called one by one on `host`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random rounds, some of them spoiled: each must come out right, or be refused by all ranks in the same words."""
+"""Fuzzing: random rounds, some with an invalid input; each must be right, or refused by all ranks in the same words."""
 
 from __future__ import annotations
 
@@ -60,30 +60,30 @@ class FuzzCase:
         return Point(exchange=self.exchange, load=load)
 
 
-def run_fuzz_cases(rank, trials: Sequence[FuzzCase]) -> list[str]:
-    """Rank function: the outcome of each trial, `right`, `refused: ...` or `accepted`.
+def run_fuzz_cases(rank, cases: Sequence[FuzzCase]) -> list[str]:
+    """Rank function: the outcome of each case, `right`, `refused: ...` or `accepted`.
 
     Raises:
         WrongResult: a round came out wrong.
     """
-    return [_outcome(rank, trial) for trial in trials]
+    return [_outcome(rank, case) for case in cases]
 
 
-def _outcome(rank, trial: FuzzCase) -> str:
-    invalid_input = require_invalid_input(trial.invalid_input) if trial.invalid_input else None
+def _outcome(rank, case: FuzzCase) -> str:
+    invalid_input = require_invalid_input(case.invalid_input) if case.invalid_input else None
     if invalid_input and invalid_input.exchange:
-        return _with_exchange(rank, trial, invalid_input)
-    return _with_rounds(rank, trial, invalid_input)
+        return _with_exchange(rank, case, invalid_input)
+    return _with_rounds(rank, case, invalid_input)
 
 
-def _brings(rank, trial: FuzzCase, invalid_input: InvalidInput) -> bool:
-    return invalid_input.everywhere or rank.group("ep").rank == trial.target
+def _brings(rank, case: FuzzCase, invalid_input: InvalidInput) -> bool:
+    return invalid_input.everywhere or rank.group("ep").rank == case.target
 
 
-def _with_exchange(rank, trial: FuzzCase, invalid_input: InvalidInput) -> str:
+def _with_exchange(rank, case: FuzzCase, invalid_input: InvalidInput) -> str:
     from mnnvl_lab.transport import open_transport
 
-    exchange = invalid_input.exchange(trial.exchange) if _brings(rank, trial, invalid_input) else trial.exchange
+    exchange = invalid_input.exchange(case.exchange) if _brings(rank, case, invalid_input) else case.exchange
     try:
         open_transport(rank, exchange).close()
     except Refused as refusal:
@@ -91,27 +91,27 @@ def _with_exchange(rank, trial: FuzzCase, invalid_input: InvalidInput) -> str:
     return "accepted"
 
 
-def _with_rounds(rank, trial: FuzzCase, invalid_input: InvalidInput | None) -> str:
+def _with_rounds(rank, case: FuzzCase, invalid_input: InvalidInput | None) -> str:
     from mnnvl_lab.measure.check import checked_round
     from mnnvl_lab.measure.workload import Work
     from mnnvl_lab.transport import open_transport
 
     outcome = RIGHT
-    with open_transport(rank, trial.exchange) as transport:
-        for index in range(trial.rounds):
-            work = Work.of(rank, trial.point(index))
+    with open_transport(rank, case.exchange) as transport:
+        for index in range(case.rounds):
+            work = Work.of(rank, case.point(index))
             checked_round(transport, work, work.batch())
             if invalid_input and not index:
-                outcome = _spoiled_round(rank, transport, work, trial, invalid_input)
+                outcome = _spoiled_round(rank, transport, work, case, invalid_input)
     return outcome
 
 
-def _spoiled_round(rank, transport, work, trial: FuzzCase, invalid_input: InvalidInput) -> str:
+def _spoiled_round(rank, transport, work, case: FuzzCase, invalid_input: InvalidInput) -> str:
     """A refused round leaves the transport as it was, so that right ones may follow."""
-    brings, batch = _brings(rank, trial, invalid_input), work.batch()
+    brings, batch = _brings(rank, case, invalid_input), work.batch()
     try:
         if invalid_input.batch:
-            transport.dispatch(invalid_input.batch(batch, trial.exchange) if brings else batch)
+            transport.dispatch(invalid_input.batch(batch, case.exchange) if brings else batch)
         else:
             handle = transport.dispatch(batch).handle
             partials = transport.partials_buffer(handle).zero_()
@@ -123,10 +123,10 @@ def _spoiled_round(rank, transport, work, trial: FuzzCase, invalid_input: Invali
     return "accepted"
 
 
-def soften(trial: FuzzCase) -> FuzzCase:
+def soften(case: FuzzCase) -> FuzzCase:
     """A case whose invalid input can show: there is room for one token or row fewer, and rows enough to lie apart."""
-    if trial.invalid_input is None:
-        return trial
-    if require_invalid_input(trial.invalid_input).partials is None:
-        return replace(trial, tokens=tuple(max(2, tokens) for tokens in trial.tokens))
-    return replace(trial, tokens=tuple(max(8, tokens) for tokens in trial.tokens), routing="balanced")
+    if case.invalid_input is None:
+        return case
+    if require_invalid_input(case.invalid_input).partials is None:
+        return replace(case, tokens=tuple(max(2, tokens) for tokens in case.tokens))
+    return replace(case, tokens=tuple(max(8, tokens) for tokens in case.tokens), routing="balanced")

@@ -1,4 +1,4 @@
-"""Ranks that never arrive, and ranks that go on without a dead one."""
+"""Hang injection: ranks that never arrive, and rounds of the living without a dead one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to break a round, and the small changes that do it."""
+"""Invalid inputs: each breaks one rule of an exchange, a batch or partial sums, and names the refusal it must get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rank's end: a thread that describes the rank while its main thread is stuck.
+"""Hang agent: a thread in each rank that reports the rank's state while its main thread is stuck.
 
 It sleeps on a named pipe in the run directory, which only its owner can open, so it costs nothing until somebody asks.
 Waiting for a GPU, for Gloo or in this package's own loops leaves Python to other threads; where it does not, the asker
@@ -66,7 +66,7 @@ def describe(rank: Any) -> Snapshot:
     if rank is None:
         return Snapshot(rank=-1, trouble="it is no rank yet")
     seen, troubles = {"rank": -1}, []
-    for part in (_place, _meetings, _transport):
+    for part in (_place, _collectives, _transport):
         try:
             seen |= part(rank)
         except BaseException as error:
@@ -85,10 +85,10 @@ def _place(rank: Any) -> dict[str, object]:
     return {"rank": int(rank.index), "phase": str(rank.phase)}
 
 
-def _meetings(rank: Any) -> dict[str, object]:
+def _collectives(rank: Any) -> dict[str, object]:
     groups = list(rank.groups.items())  # at once: the main thread may add one meanwhile
     return {
-        "meetings": {
+        "collectives": {
             str(name): CollectiveCounter(ranks=_integers(group.ranks), begun=int(group.begun), done=int(group.done))
             for name, group in groups
         }

@@ -1,4 +1,4 @@
-"""When to look at ranks that are still at work: a round that has not moved for some seconds hangs."""
+"""Watchdog: decides when ranks that are still busy hang, reads their state and stacks, and asks for a diagnosis."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Watchdog:
         self._begin_anew()
 
     def __call__(self, done: Collection[int]) -> HangReport | None:
-        """The verdict if a round hangs now, given the ranks that have answered. Cheap to call often."""
+        """The report if a round hangs now, given the ranks that have answered. Cheap to call often."""
         if time.monotonic() < self._next_s:
             return None
         self._next_s = time.monotonic() + WATCHDOG_POLL_S
@@ -101,7 +101,7 @@ def examine(
 
     Args:
         run_dir: private directory of the ranks.
-        pids, phases, stacks: process, mark and stack of each rank.
+        pids, phases, stacks: process, phase and stack of each rank.
         done: ranks that have answered their call; `dead` those without a process.
         limit_s: how long was waited, for the report.
     """

@@ -1,4 +1,4 @@
-"""Who waits for whom, read out of snapshots.
+"""Wait-for graph: from the ranks' snapshots, who waits for whom, and which ranks are the culprits.
 
 One-sided kernels wait until every peer's completion flag equals their own epoch (`moeAlltoAllKernels.cu`): dispatch
 has odd epochs, combine even ones. Two-sided kernels leave what a peer has not taken yet at the sender: a count in
@@ -118,7 +118,7 @@ def _verb(snapshot: Snapshot) -> str:
 
 
 def _in_collectives(snapshot: Snapshot, snapshots: Mapping[int, Snapshot]) -> Iterator[Wait]:
-    for name, collective in snapshot.meetings.items():
+    for name, collective in snapshot.collectives.items():
         if collective.begun == collective.done:
             continue
         for rank in collective.ranks:
@@ -134,7 +134,7 @@ def _in_collectives(snapshot: Snapshot, snapshots: Mapping[int, Snapshot]) -> It
 
 def _begun(snapshot: Snapshot | None, name: str) -> int:
     """Collective calls that a rank has begun in a group; none if it never used the group or cannot be asked."""
-    collective = snapshot.meetings.get(name) if snapshot else None
+    collective = snapshot.collectives.get(name) if snapshot else None
     return collective.begun if collective else 0
 
 

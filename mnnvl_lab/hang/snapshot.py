@@ -38,7 +38,7 @@ class Snapshot:
         peers: global ranks of that transport's EP group.
         active: ep_ranks that take part in its round, None for all.
         flags: that transport's own flags by region name (`read_flags`).
-        meetings: by group name.
+        collectives: by group name.
         stack: all its threads, `faulthandler`'s text.
         trouble: why something could not be read.
     """
@@ -50,7 +50,7 @@ class Snapshot:
     peers: tuple[int, ...] = ()
     active: tuple[int, ...] | None = None
     flags: Mapping[str, np.ndarray] = field(default_factory=dict)
-    meetings: Mapping[str, CollectiveCounter] = field(default_factory=dict)
+    collectives: Mapping[str, CollectiveCounter] = field(default_factory=dict)
     stack: str = ""
     trouble: str = ""
 
@@ -69,7 +69,7 @@ def to_json(snapshot: Snapshot) -> str:
     """As text: no data that this package reads is ever executed."""
     fields = vars(snapshot) | {
         "flags": {name: array.tolist() for name, array in snapshot.flags.items()},
-        "meetings": {name: vars(collective) for name, collective in snapshot.meetings.items()},
+        "collectives": {name: vars(collective) for name, collective in snapshot.collectives.items()},
     }
     return json.dumps(fields)
 
@@ -89,9 +89,9 @@ def _parsed(text: str) -> Snapshot:
         "peers": tuple(fields["peers"]),
         "active": None if active is None else tuple(active),
         "flags": {name: np.asarray(values) for name, values in fields["flags"].items()},
-        "meetings": {
+        "collectives": {
             name: CollectiveCounter(ranks=tuple(m["ranks"]), begun=m["begun"], done=m["done"])
-            for name, m in fields["meetings"].items()
+            for name, m in fields["collectives"].items()
         },
     }
     return Snapshot(**fields)

@@ -1,4 +1,4 @@
-"""What dispatch and combine must return, from the global view; knows no transport."""
+"""Expected results of dispatch and combine, computed from all ranks' inputs; independent of the transports."""
 
 from mnnvl_lab.oracle import kernel_rules, payload
 from mnnvl_lab.oracle.kernel_rules import partial_factor, reduce_slots

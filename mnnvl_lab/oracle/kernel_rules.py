@@ -82,7 +82,7 @@ def reduce_slots(slots: Sequence[Array]) -> Array:
 def partial_factor(
     experts_TK: np.ndarray, weights_TK: np.ndarray, *, ep_rank: int, experts: int, ep_size: int
 ) -> np.ndarray:
-    """float32 `[T]`: weight times gain, added up over those of a token's experts that `ep_rank` owns.
+    """float32 `[T]`: weight times scale, added up over those of a token's experts that `ep_rank` owns.
 
     In slot order, product and sum rounded apart (no fused multiply-add); a choice that another rank owns adds 0.
     """

@@ -117,8 +117,8 @@ class Oracle:
             for target_T in targets_TK[tokens].T:
                 held = np.flatnonzero(target_T >= 0)
                 slot_TH = np.zeros_like(rows_TH[tokens])
-                gain_T = factors_TR[tokens][held, target_T[held]]
-                slot_TH[held] = self._as_sent(rows_TH[tokens][held] * gain_T[:, None])
+                scale_T = factors_TR[tokens][held, target_T[held]]
+                slot_TH[held] = self._as_sent(rows_TH[tokens][held] * scale_T[:, None])
                 slots.append(slot_TH)
             yield tokens, slots
 

@@ -1,4 +1,4 @@
-"""float32 rounded to the formats that rows travel in, to nearest and ties to even; the result is float32 again.
+"""Payloads: rounding of float32 to the dispatch formats (to nearest, ties to even), and rows that name their token.
 
 By `ml_dtypes` and NumPy: the transports round by torch or in FlashInfer's kernels, so the two can be compared.
 """
@@ -73,8 +73,8 @@ def noise(seed: int, hidden: int) -> np.ndarray:
     """
     words = bits(WINDOWS + hidden, seed=seed, purpose=Purpose.NOISE)
     quarters = words.view(np.uint16).reshape(-1, 4).astype(np.int32).T
-    lanes = quarters[0] + quarters[1] + quarters[2] + quarters[3] - 2 * 65535  # `sum(axis=1)` takes ten times as long
-    values = to_bf16(lanes.astype(np.float32) * np.float32(2.0**-15))
+    sums = quarters[0] + quarters[1] + quarters[2] + quarters[3] - 2 * 65535  # `sum(axis=1)` takes ten times as long
+    values = to_bf16(sums.astype(np.float32) * np.float32(2.0**-15))
     return np.where(np.abs(values) < LEAST_MAGNITUDE, np.float32(LEAST_MAGNITUDE), values)
 
 

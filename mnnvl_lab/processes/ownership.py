@@ -1,4 +1,4 @@
-"""What may be removed or killed: directories that hold a token of ours, processes known by pid and start time.
+"""Ownership: which directories (by a token) and processes (by pid and start time) are ours to remove or kill.
 
 Everything that removes a tree or kills a process does so through this module.
 """
@@ -210,7 +210,7 @@ def after_error(end: End, met: tuple[str, str]) -> End:
     """The end of a process that had met an error, which is the cause then.
 
     Args:
-        met: the error in a line or two, and its traceback (`mark.read_report`).
+        met: the error in a line or two, and its traceback (`rank.read_report`).
     """
     words, frames = met
     if not words:

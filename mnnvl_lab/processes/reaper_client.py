@@ -1,4 +1,4 @@
-"""The notebook's end of the reaper (`mnnvl_lab.processes.reaper`)."""
+"""Client of the reaper (`mnnvl_lab.processes.reaper`), in the notebook's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rank's end: one `Engine` in the namespace of each ipyparallel engine answers what the notebook's process asks.
+"""Rank side of a call: one `Engine` in each ipyparallel engine answers what the notebook's process asks.
 
 Requests and answers are pickled here, by reference to package functions, so that no code travels and arrays come back
 writable. Both ends are this package's own processes and every message between them is signed.
@@ -68,7 +68,7 @@ class Engine:
 
         self.rank: Rank | None = None
         self._store = None
-        self._mark: PhaseFile | None = None
+        self._phase_file: PhaseFile | None = None
         self._listener: HangAgent | None = None
         self._stack_file = None
         self._errors: list[BaseException] = []
@@ -83,9 +83,9 @@ class Engine:
 
     def _failure(self, error: BaseException) -> Failure:
         phase = ""
-        if self._mark:
-            phase = self._mark.read()
-            self._mark.report(error)
+        if self._phase_file:
+            phase = self._phase_file.read()
+            self._phase_file.report(error)
         lost = self._gpu_is_lost()
         if lost:  # kept for good: tensors in its frames would free GPU memory, which aborts before the answer is sent
             self._errors.append(error)
@@ -105,9 +105,9 @@ class Engine:
         """Import from where the notebook imports; say on SIGUSR1 where the process is, even inside C code."""
         sys.path.extend(entry for entry in path if entry not in sys.path)
         os.environ.update(env)
-        if self._mark is None:
+        if self._phase_file is None:
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._mark = PhaseFile(run_dir)
+            self._phase_file = PhaseFile(run_dir)
             self._listener = HangAgent(run_dir, lambda: self.rank)
             self._stack_file = open(run_dir / f"stack-{os.getpid()}", "w")  # noqa: SIM115 - lives as long as the process
             faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
@@ -137,7 +137,7 @@ class Engine:
         """
         self.leave()
         interface = use_interface_towards(assignment.store[0])
-        self.rank = Rank(assignment, self._mark)
+        self.rank = Rank(assignment, self._phase_file)
         return interface
 
     def leave(self) -> None:
@@ -158,8 +158,8 @@ class Engine:
         return self.rank is not None and self.rank.device.type == "cuda" and not comes_to_rest(self.rank.device)
 
     def run(self, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        self._mark.forget_report()
-        self._mark.write(fn.__name__)
+        self._phase_file.forget_report()
+        self._phase_file.write(fn.__name__)
         return fn(self.rank, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Interrupts (Ctrl-C, a notebook's stop button): what they stopped, in a few words, and when they must wait."""
+"""Interrupts (Ctrl-C, a notebook's stop button): the short message, and sections that an interrupt must not split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bringing up the processes of a layout and joining them in its groups, only as far as that is needed."""
+"""Starts the processes of a layout and joins them in its process groups, as far as they are not there already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVIDIA's Multi-Process Service for ranks that share a GPU: a daemon of one's own, in a directory of its own.
+"""NVIDIA's Multi-Process Service for ranks that share a GPU: a private daemon in a private directory.
 
 Without MPS the GPU is time-sliced between processes. Without a thread percentage the blocks of one rank can fill the
 GPU and spin for a peer that then never gets to run.

@@ -1,4 +1,4 @@
-"""One call on some ranks: wait for their answers while watching their processes; then say what became of it."""
+"""Pool of rank processes: sends calls, watches for crashes and hangs, and reports failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process leaves where others can read it, also after it hangs or dies: its phase, and the error it met."""
+"""A rank as its functions see it: place, groups and device; and its phase file, readable after it hangs or dies."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ class Rank:
         self.kept: dict[str, Any] = {}
         self.groups: dict[str, Group] = {}
         self.watched: weakref.ref | None = None
-        self._mark = mark
+        self._phase_file = mark
         _init_world(assignment)
 
     def __repr__(self):
@@ -269,15 +269,15 @@ class Rank:
     @property
     def phase(self) -> str:
         """What the rank is doing, readable from outside even when it hangs or has died. Costs about a microsecond."""
-        return self._mark.read()
+        return self._phase_file.read()
 
     @phase.setter
     def phase(self, words: str) -> None:
-        self._mark.write(words)
+        self._phase_file.write(words)
 
     def report(self, error: BaseException) -> None:
         """Leave an error where it is found even if cleaning up after it ends the process."""
-        self._mark.report(error)
+        self._phase_file.report(error)
 
     def group(self, name: str) -> Group:
         """This rank's group `world`, `ep`, `tp`, `dp`, `pcp` or `pp`."""

@@ -1,4 +1,4 @@
-"""`Ranks`: the rank processes of a layout, as the notebook holds them."""
+"""`Ranks`: the handle on the rank processes of a layout, in the notebook's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transports: a mode on a fabric, behind one interface (`mnnvl_lab.transport.base`)."""
+"""Transports: one per mode and fabric, behind one interface (`mnnvl_lab.transport.base`)."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back everything that `open` took. Idempotent."""
+        """Release everything that opening took: memory, and what was registered. Idempotent."""
 
     def abort(self) -> None:
         """Like `close`, after an error: waits for no other rank, since those may be elsewhere or dead."""

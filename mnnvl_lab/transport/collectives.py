@@ -1,4 +1,4 @@
-"""What a serving engine does without a workspace: plain collectives of torch.distributed, on any fabric.
+"""Baselines without a workspace: all-gather with reduce-scatter, and all-to-all, by torch.distributed on any fabric.
 
 Gloo carries tensors of the CPU, NCCL those of GPUs. Neither mode has limits on top_k or experts, nor a workspace. How
 many rows come from where is settled once for a batch, on the host, as an engine that schedules does ahead of the layer;

@@ -1,7 +1,8 @@
-"""Expert ids out of range: what the kernels of FlashInfer 0.7.2 would do with them, and the refusal that says so.
+"""Validation of exchanges, batches and partial sums; all ranks accept together, or all refuse in the same words.
 
-Neither mode's kernel checks ids. Both divide by a rank's share of the experts, and division in C truncates towards
-zero: `-1 / share` is 0, so an id just below 0, which engines give to padding, is taken for an expert of ep_rank 0.
+Neither mode's kernel checks expert ids. Both divide by a rank's share of the experts, and division in C truncates
+towards zero: `-1 / share` is 0, so an id just below 0, which engines give to padding, is taken for an expert of
+ep_rank 0.
 """
 
 from __future__ import annotations

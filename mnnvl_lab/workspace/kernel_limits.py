@@ -24,32 +24,32 @@ ROW_ALIGNMENT_BYTES = 16
 ID_BYTES = 4  # of expert ids and weights, the last two payloads of one-sided dispatch
 
 
-def problems(need: ExchangeShape, mode: str) -> Iterator[str]:
-    """Every limit that `need` breaks in `mode`, as a sentence.
+def problems(shape: ExchangeShape, mode: str) -> Iterator[str]:
+    """Every limit that `shape` breaks in `mode`, as a sentence.
 
     Raises:
         Refused: an unknown format, or a hidden size that it cannot carry.
     """
-    yield from _common_problems(need)
+    yield from _common_problems(shape)
     if mode == "one_sided":
-        yield from _one_sided_problems(need)
+        yield from _one_sided_problems(shape)
     if mode == "two_sided":
-        yield from _two_sided_problems(need)
+        yield from _two_sided_problems(shape)
     if mode == "pico":
-        yield from _pico_problems(need)
+        yield from _pico_problems(shape)
 
 
-def runtime_max_step(need: ExchangeShape) -> int:
-    """Rounds of one-sided mode need a `runtime_max_tokens` that is a multiple of this; 1 for nearly every format.
+def runtime_max_step(shape: ExchangeShape) -> int:
+    """Rounds of one-sided mode shape a `runtime_max_tokens` that is a multiple of this; 1 for nearly every format.
 
     Payload regions `[R * M, width]` are packed without padding, and each must begin at a multiple of its element size
     (`moeA2ADispatchOp`: "Misaligned payload buffer").
     """
     step, before_bytes = 1, 0
-    for part in need.payload_parts:
-        step = max(step, _step(part.row_bytes // part.width, need.ep_size * before_bytes))
+    for part in shape.payload_parts:
+        step = max(step, _step(part.row_bytes // part.width, shape.ep_size * before_bytes))
         before_bytes += part.row_bytes
-    return max(step, _step(ID_BYTES, need.ep_size * before_bytes))
+    return max(step, _step(ID_BYTES, shape.ep_size * before_bytes))
 
 
 def _step(element_bytes: int, before_bytes: int) -> int:
@@ -57,15 +57,15 @@ def _step(element_bytes: int, before_bytes: int) -> int:
     return element_bytes // gcd(element_bytes, before_bytes)
 
 
-def runtime_max_problem(need: ExchangeShape, mode: str, runtime_max_tokens: int) -> str | None:
+def runtime_max_problem(shape: ExchangeShape, mode: str, runtime_max_tokens: int) -> str | None:
     """Why rounds of this size cannot be packed in `mode`, or None."""
-    step = runtime_max_step(need) if mode in ("one_sided", "pico") else 1
+    step = runtime_max_step(shape) if mode in ("one_sided", "pico") else 1
     if runtime_max_tokens % step == 0:
         return None
-    row_bytes = sum(part.row_bytes for part in need.payload_parts)
+    row_bytes = sum(part.row_bytes for part in shape.payload_parts)
     return (
-        f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {need.ep_size} and payloads of {row_bytes} bytes "
-        f"per token (format {need.format}, hidden {need.hidden}) {mode} needs a multiple of {step}, or a payload "
+        f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {shape.ep_size} and payloads of {row_bytes} bytes "
+        f"per token (format {shape.format}, hidden {shape.hidden}) {mode} shapes a multiple of {step}, or a payload "
         f"would begin inside an element; give the fullest rank a multiple of {step} tokens, or use a multiple of "
         f"{step} ranks"
     )
@@ -122,8 +122,8 @@ def _two_sided_problems(x: ExchangeShape):
     for name, row_bytes in x.moved_row_bytes.items():
         if row_bytes % ROW_ALIGNMENT_BYTES or row_bytes > TWO_SIDED_MAX_ROW_BYTES:
             yield (
-                f"{name} has {row_bytes} bytes per row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and at "
-                f"most {TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
+                f"{name} has {row_bytes} bytes per row: two_sided needs a multiple of {ROW_ALIGNMENT_BYTES} and "
+                f"at most {TWO_SIDED_MAX_ROW_BYTES}; pad hidden, or use one_sided"
             )
     if x.sm_limit is not None and x.sm_limit < 1:
         yield f"sm_limit is {x.sm_limit}: it must be at least 1, or None for all multiprocessors"

@@ -1,4 +1,4 @@
-"""A named stretch of one rank's workspace, and the arithmetic of alignment."""
+"""Regions of a workspace, alignment, and the memory that MNNVL allocations take on a GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,12 @@ class Region:
 
 
 def split_regions(row: np.ndarray, regions: Sequence[Region], *, begin_bytes: int = 0) -> dict[str, np.ndarray]:
-    """Regions out of a stretch of a rank's row that starts at `begin_bytes`, as views under their names."""
+    """Named views of workspace regions.
+
+    Args:
+        row: uint8, a rank's row from byte `begin_bytes` on.
+        regions: of that row.
+    """
     return {
         region.name: row[region.offset_bytes - begin_bytes : region.end_bytes - begin_bytes]
         .view(region.dtype)

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.workspace.mnnvl import Region, align_up, require_at_least
+
+if TYPE_CHECKING:
+    from mnnvl_lab.exchange import ExchangeShape
 
 ALIGNMENT_BYTES = 128  # kCachelineAlignment
 TOP_K_SLOTS = 22  # kMaxTopK: routing tables are reserved for it, whatever the router's top_k
@@ -52,9 +56,9 @@ class OneSidedWorkspace:
         )
 
     @classmethod
-    def of(cls, need) -> OneSidedWorkspace:
+    def of(cls, shape: ExchangeShape) -> OneSidedWorkspace:
         """The workspace for anything that has this class's attributes, such as an `Exchange`."""
-        return cls(**{name: getattr(need, name) for name in cls.__dataclass_fields__})
+        return cls(**{name: getattr(shape, name) for name in cls.__dataclass_fields__})
 
     @property
     def aux_bytes(self) -> int:

@@ -79,8 +79,8 @@ class TwoSidedWorkspace:
         A FIFO lies with its receiver and `peer` is who sends; a connection lies with its sender and `peer` is who
         receives.
         """
-        lanes = (self.ep_size, self.channels)
-        return _fifos_then_connections("", FIFO_BYTES, lanes, (FIFO_DEPTH, FIFO_ENTRY_BYTES))
+        grid = (self.ep_size, self.channels)
+        return _fifos_then_connections("", FIFO_BYTES, grid, (FIFO_DEPTH, FIFO_ENTRY_BYTES))
 
     @property
     def prepare_regions(self) -> tuple[Region, ...]:
@@ -107,22 +107,22 @@ def rows_per_entry(row_bytes: int) -> int:
 
 
 def _fifos_then_connections(
-    prefix: str, fifo_bytes: int, lanes: tuple[int, ...], fifo_shape: tuple[int, ...]
+    prefix: str, fifo_bytes: int, grid: tuple[int, ...], fifo_shape: tuple[int, ...]
 ) -> tuple[Region, Region]:
-    count = lanes[0] * (lanes[1] if len(lanes) > 1 else 1)
+    count = grid[0] * (grid[1] if len(grid) > 1 else 1)
     fifos = Region(
         name=f"{prefix}fifos",
         offset_bytes=0,
         size_bytes=count * fifo_bytes,
         dtype="uint8",
-        shape=(*lanes, *fifo_shape),
+        shape=(*grid, *fifo_shape),
     )
     connections = Region(
         name=f"{prefix}connections",
         offset_bytes=fifos.end_bytes,
         size_bytes=count * CONNECTION_BYTES,
         dtype="uint64",
-        shape=(*lanes, CONNECTION_BYTES // 8),
+        shape=(*grid, CONNECTION_BYTES // 8),
     )
     return fifos, connections
 

@@ -1,4 +1,4 @@
-"""What keeps FlashInfer's two-sided prepare right: heads of connections set back where a step may be published twice.
+"""Guard for FlashInfer's two-sided prepare: resets the heads of connections where a step may be published twice.
 
 A connection's head and tail lie with its sender and are 0 at rest. Where the last step is full
 (`mnnvl_lab.workspace.two_sided`), the sender's second publication may come after the receiver's reset and leave the

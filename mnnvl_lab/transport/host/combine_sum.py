@@ -1,4 +1,4 @@
-"""Adding up a token's slots in the kernel's own order, without adding the slots that are empty.
+"""Combine's sum: adds up a token's rows in the kernel's own order, without adding the slots that are empty.
 
 A token has K slots, most of them empty: only the first choice that names a rank has a row. The kernel adds up all K in
 float32, an empty one as +0.0 (vectorized_combine_impl of moeAlltoAllKernels.cu). Leaving a zero out of a sum changes no

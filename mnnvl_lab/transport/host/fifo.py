@@ -1,4 +1,4 @@
-"""FIFOs in shared memory: a sender and a receiver meet entry by entry, and neither runs ahead by more than the depth.
+"""FIFOs in shared memory with flow control: a sender is never more than the depth ahead of its receiver.
 
 As in `trtllm_alltoall.cuh`: entries lie at the receiver, `head` and `tail` at the sender; the sender waits until
 `tail + depth > head`, fills entry `head % depth` and moves the head on, the receiver empties entry `tail % depth` and
@@ -78,8 +78,11 @@ def receiving(fifo: Fifo, out: torch.Tensor, rows_per_entry: int) -> Iterator[bo
         yield True
 
 
-def telling(connection: np.ndarray, count: int, fence: Fence) -> Iterator[bool]:
-    """Leave a number in a connection, plus one, once its last one was taken (the kernels do not look for that)."""
+def publishing(connection: np.ndarray, count: int, fence: Fence) -> Iterator[bool]:
+    """Publish `count + 1` in the connection's word (0 means empty), once the peer has read the value before.
+
+    The kernels do not wait for that.
+    """
     while connection[COUNT]:
         yield False
     fence()
@@ -87,8 +90,8 @@ def telling(connection: np.ndarray, count: int, fence: Fence) -> Iterator[bool]:
     yield True
 
 
-def hearing(connection: np.ndarray, into: np.ndarray, place: int, fence: Fence) -> Iterator[bool]:
-    """Take the number that the peer left, into `into[place]`."""
+def reading(connection: np.ndarray, into: np.ndarray, place: int, fence: Fence) -> Iterator[bool]:
+    """Read the count that the peer published into `into[place]`, and empty the word."""
     while not connection[COUNT]:
         yield False
     into[place] = int(connection[COUNT]) - 1
@@ -196,14 +199,15 @@ class FifoChannels:
 
     def swap_counts(self, counts_R: np.ndarray, limit_s: float) -> tuple[int, ...]:
         """Tell every rank one number, and return the numbers of all."""
-        heard_R = np.zeros(len(counts_R), dtype=np.int64)
+        counts_of_R = np.zeros(len(counts_R), dtype=np.int64)
         own = self.connections_R[self.ep_rank]
-        tells = [(peer, telling(own[peer, 0], int(counts_R[peer]), self.fence)) for peer in self.peers]
-        hears = [
-            (peer, hearing(self.connections_R[peer][self.ep_rank, 0], heard_R, peer, self.fence)) for peer in self.peers
+        published = [(peer, publishing(own[peer, 0], int(counts_R[peer]), self.fence)) for peer in self.peers]
+        read = [
+            (peer, reading(self.connections_R[peer][self.ep_rank, 0], counts_of_R, peer, self.fence))
+            for peer in self.peers
         ]
-        interleave([*tells, *hears], limit_s=limit_s, on_timeout=self.on_timeout)
-        return tuple(heard_R.tolist())
+        interleave([*published, *read], limit_s=limit_s, on_timeout=self.on_timeout)
+        return tuple(counts_of_R.tolist())
 
     def move(self, send_batches: Sequence[SendBatch], limit_s: float) -> None:
         """Send and receive all batches of rows, one after the other in each FIFO, all FIFOs at a time."""

@@ -1,4 +1,4 @@
-"""Which of a rank's rows go where: the part of dispatch that the host does with arrays and the kernels with atomics."""
+"""Send plan: which of a rank's rows go to which target, and in which slot; the kernels compute it with atomics."""
 
 from __future__ import annotations
 

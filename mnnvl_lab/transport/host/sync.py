@@ -1,4 +1,4 @@
-"""Waiting for other processes through shared memory: spin briefly, then yield, and never for ever."""
+"""Synchronization over shared memory: spin-wait with backoff and a limit, a memory fence, and flags with epochs."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnnvl_lab.exchange import Batch, Received
-from mnnvl_lab.transport.base import Validated, bare
-from mnnvl_lab.transport.flashinfer.base import FlagReader, FlashInferTransport, ReceivedViews, split_regions
+from mnnvl_lab.exchange import Batch, Handle, Received
+from mnnvl_lab.transport.flashinfer.base import FlagReader, FlashInferTransport, ReceivedViews
 from mnnvl_lab.transport.pico.launch import KERNEL_MESSAGE, PicoLaunch, PicoWorkspace
 from mnnvl_lab.transport.validation import require_ep_workspace
+from mnnvl_lab.workspace.mnnvl import split_regions
 
 if TYPE_CHECKING:
     import torch
@@ -36,25 +36,28 @@ class GpuPico(PicoLaunch, FlashInferTransport):
     def _own_row(self) -> torch.Tensor:
         return self._memory.own_row
 
-    def enqueue_dispatch(self, batch: Batch | Validated) -> None:
-        self._require_met(bare(batch))
-        self.launch_dispatch(self._kernels, bare(batch))
+    def enqueue_dispatch(self, batch: Batch, prepared: None = None) -> Handle:
+        self._require_met(batch)
+        return self.launch_dispatch(self._kernels, batch)
 
-    def enqueue_combine(self, partials: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
-        return self.launch_combine(self._kernels, partials, self._output(self._round) if output is None else output)
+    def enqueue_combine(
+        self, partials: torch.Tensor, handle: Handle, output: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        into = self._output(handle.batch) if output is None else output
+        return self.launch_combine(self._kernels, partials, handle, into)
 
     def read_flags(self) -> dict[str, np.ndarray]:
         """As `HostPico.read_flags`, beside a kernel that waits."""
         return split_regions(self._watch.read(), self._flags)
 
-    def received_views(self) -> ReceivedViews:
-        *parts, experts, weights = self._received_views()
+    def received_views(self, handle: Handle) -> ReceivedViews:
+        *parts, experts, weights = self._received_views(handle)
         return tuple(parts), experts, weights
 
-    def landed_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def received_counts(self, handle: Handle) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        M, counts_R = self._round.runtime_max_tokens, self._counts().clone()
+        M, counts_R = handle.batch.runtime_max_tokens, self._counts().clone()
         return torch.arange(0, self.ep_size * M, M, device=counts_R.device), counts_R
 
     def _counts(self) -> torch.Tensor:
@@ -63,8 +66,8 @@ class GpuPico(PicoLaunch, FlashInferTransport):
         counters = self.workspace.regions[3]
         return self._memory.own_row[counters.offset_bytes : counters.end_bytes].view(torch.int32)
 
-    def _received(self) -> Received:
-        return self._describe(self._counts().cpu().numpy())
+    def _received(self, handle: Handle) -> Received:
+        return self._describe(handle, self._counts().cpu().numpy())
 
     def _finish_pulls(self) -> None:
         import torch

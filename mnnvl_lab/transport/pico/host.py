@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mnnvl_lab.errors import RankTimeout, Refused
-from mnnvl_lab.exchange import Batch, Exchange, Received
+from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.transport.base import Transport
-from mnnvl_lab.transport.flashinfer.base import split_regions
-from mnnvl_lab.transport.host.shared_memory import SharedMemory, put_back, take
+from mnnvl_lab.transport.host.shared_memory import SharedMemory
 from mnnvl_lab.transport.pico.launch import KERNEL_MESSAGE, PicoLaunch, PicoWorkspace, Tuning
 from mnnvl_lab.transport.validation import require_ep_workspace
+from mnnvl_lab.workspace.mnnvl import split_regions
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +35,9 @@ class HostPico(PicoLaunch, Transport):
         require_ep_workspace(rank, exchange, phase="open", kernel_message=KERNEL_MESSAGE)
         self._kernels = interpreted_kernels()
         self.workspace = PicoWorkspace.of(exchange)
-        self._held = take(rank, self.group, self.mode, self.workspace, self._allocate)
-        self._base, self._stride = self._held.memory.flat.data_ptr(), self._held.memory.stride_bytes
-        self._row = self._held.memory.row(self.ep_rank)
+        self._memory = SharedMemory(self.group, size_bytes=self.workspace.total_bytes, directory=rank.segment_dir)
+        self._base, self._stride = self._memory.flat.data_ptr(), self._memory.stride_bytes
+        self._row = self._memory.row(self.ep_rank)
         self._row.zero_()
         self.group.barrier()  # a late memset would erase a peer's first epoch
 
@@ -55,22 +55,17 @@ class HostPico(PicoLaunch, Transport):
         }
 
     def close(self) -> None:
-        if self._held:
-            self._row = None
-            put_back(self.rank, self.mode, self._held)
-            self._held = None
+        self._row = None
+        self._memory.close()
 
-    def _allocate(self, plan: PicoWorkspace) -> SharedMemory:
-        return SharedMemory(self.group, size_bytes=plan.total_bytes, directory=self.rank.segment_dir)
-
-    def _dispatch(self, batch: Batch) -> Received:
+    def _dispatch(self, batch: Batch, prepared: None) -> Received:
         with self._late_ranks("dispatch"):
-            self.launch_dispatch(self._kernels, batch)
-        return self._describe(self.read_flags()["recv_counters"])
+            handle = self.launch_dispatch(self._kernels, batch)
+        return self._describe(handle, self.read_flags()["recv_counters"])
 
-    def _combine(self, partials: torch.Tensor) -> torch.Tensor:
+    def _combine(self, partials: torch.Tensor, handle: Handle) -> torch.Tensor:
         with self._late_ranks("combine"):
-            return self.launch_combine(self._kernels, partials, self._output(self._round))
+            return self.launch_combine(self._kernels, partials, handle, self._output(handle.batch))
 
     @contextmanager
     def _late_ranks(self, phase: str):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnnvl_lab.exchange import Batch, Received
+from mnnvl_lab.exchange import Batch, Handle, Received
 from mnnvl_lab.workspace import OneSidedWorkspace
 from mnnvl_lab.workspace.mnnvl import align_up
 
@@ -107,8 +107,7 @@ class PicoLaunch:
     tuning: Callable[[int], Tuning] = Tuning.of
     pdl = False
 
-    def launch_dispatch(self, kernels, batch: Batch) -> None:
-        self._round = batch
+    def launch_dispatch(self, kernels, batch: Batch) -> Handle:
         x, M, tuning = self.exchange, batch.runtime_max_tokens, self.tuning(batch.runtime_max_tokens)
         rows, row_bytes = payloads(batch), widths(batch)
         begins = self.workspace.payload_offsets(row_bytes, runtime_max_tokens=M)
@@ -133,12 +132,13 @@ class PicoLaunch:
             num_warps=tuning.dispatch_warps,
             **self._common(),
         )
+        return Handle(batch=batch, rows=self.ep_size * M)
 
-    def launch_combine(self, kernels, partials: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        x, batch = self.exchange, self._round
+    def launch_combine(self, kernels, partials: torch.Tensor, handle: Handle, output: torch.Tensor) -> torch.Tensor:
+        x, batch = self.exchange, handle.batch
         M, tuning = batch.runtime_max_tokens, self.tuning(batch.runtime_max_tokens)
-        if not tuning.pushers and partials.data_ptr() != self._combine_region().data_ptr():
-            self._combine_region().copy_(partials)
+        if not tuning.pushers and partials.data_ptr() != self._combine_region(handle).data_ptr():
+            self._combine_region(handle).copy_(partials)
         tokens = M if tuning.pushers else max(1, batch.tokens)
         kernels.combine[(tuning.pushers + tokens * tuning.combine_split,)](
             *(address(output), address(partials), self._combine_offset(batch)),
@@ -155,12 +155,12 @@ class PicoLaunch:
         )
         return output
 
-    def partials_buffer(self, received: Received) -> torch.Tensor:
+    def partials_buffer(self, handle: Handle) -> torch.Tensor:
         """In the workspace if this round's combine pulls."""
-        pushes = self.tuning(self._round.runtime_max_tokens).pushers
-        return super().partials_buffer(received) if pushes else self._combine_region()
+        pushes = self.tuning(handle.batch.runtime_max_tokens).pushers
+        return super().partials_buffer(handle) if pushes else self._combine_region(handle)
 
-    def _misplaced(self, partials: torch.Tensor) -> str | None:
+    def _misplaced(self, partials: torch.Tensor, handle: Handle) -> str | None:
         if address(partials) % LOAD_BYTES == 0:
             return None
         return f"partials begin at {partials.data_ptr():#x}: pico loads {LOAD_BYTES} bytes at a time; clone() them"
@@ -174,31 +174,30 @@ class PicoLaunch:
     def _combine_offset(self, batch: Batch) -> int:
         return self.workspace.combine_offset(widths(batch), runtime_max_tokens=batch.runtime_max_tokens)
 
-    def _combine_region(self) -> torch.Tensor:
+    def _combine_region(self, handle: Handle) -> torch.Tensor:
         """`[R * M, H]` of this rank's row."""
-        rows, H = self.ep_size * self._round.runtime_max_tokens, self.exchange.hidden
-        begin = self._combine_offset(self._round)
-        row = self._own_row()[begin : begin + rows * H * self.combine_dtype.itemsize]
-        return row.view(self.combine_dtype).view(rows, H)
+        begin, H = self._combine_offset(handle.batch), self.exchange.hidden
+        row = self._own_row()[begin : begin + handle.rows * H * self.combine_dtype.itemsize]
+        return row.view(self.combine_dtype).view(handle.rows, H)
 
-    def _received_views(self) -> list[torch.Tensor]:
+    def _received_views(self, handle: Handle) -> list[torch.Tensor]:
         """What the sources put into this rank's row, `M` rows each, payload by payload."""
-        batch, sizes = self._round, widths(self._round)
-        rows = self.ep_size * batch.runtime_max_tokens
+        batch, sizes, rows = handle.batch, widths(handle.batch), handle.rows
         offsets = self.workspace.payload_offsets(sizes, runtime_max_tokens=batch.runtime_max_tokens)
         return [
             self._own_row()[begin : begin + rows * size].view(tensor.dtype).view(rows, tensor.shape[1])
             for tensor, size, begin in zip(payloads(batch), sizes, offsets, strict=True)
         ]
 
-    def _describe(self, counts: np.ndarray) -> Received:
-        M, (*parts, experts, weights) = self._round.runtime_max_tokens, self._received_views()
+    def _describe(self, handle: Handle, counts: np.ndarray) -> Received:
+        M, (*parts, experts, weights) = handle.batch.runtime_max_tokens, self._received_views(handle)
         return Received(
             payloads=tuple(parts),
             experts=experts,
             weights=weights,
             counts_R=tuple(int(n) for n in counts),
             starts_R=tuple(range(0, self.ep_size * M, M)),
+            handle=handle,
         )
 
     def _output(self, batch: Batch) -> torch.Tensor:
