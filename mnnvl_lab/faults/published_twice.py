@@ -21,9 +21,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from mnnvl_lab.exchange import Batch
 from mnnvl_lab.transport.host.fifo import HEAD, TAIL, FifoChannels, SendBatch, interleave
 from mnnvl_lab.transport.host.sync import Fence
-from mnnvl_lab.transport.host.two_sided import HostTwoSided
+from mnnvl_lab.transport.host.two_sided import HostTwoSided, TwoSidedHandle
 from mnnvl_lab.workspace.two_sided import (
     STATISTICS_PER_PACKET,
     UNITS_PER_PACKET,
@@ -243,19 +244,19 @@ class PrepareInSteps(HostTwoSided):
     def packets_per_step(self) -> int:
         return packets_per_step(self.exchange.top_k)
 
-    def enqueue_prepare(self, batch) -> None:
+    def enqueue_prepare(self, batch: Batch) -> TwoSidedHandle:
         if self.resets_between_rounds:
             self.group.barrier()  # all ranks have ended the last round: nobody publishes or reads
-            self._prepare_lanes.reset_own()
-        super().enqueue_prepare(batch)
+            self._prepare_channels.reset_own()
+        return super().enqueue_prepare(batch)
 
     def head_and_tail(self, sender: int) -> tuple[int, int]:
         """Words of the connection on which `sender` prepares this rank, as they are now."""
-        head, tail = self._prepare_lanes.connections_R[sender][self.ep_rank, 0, [HEAD, TAIL]].tolist()
+        head, tail = self._prepare_channels.connections_R[sender][self.ep_rank, 0, [HEAD, TAIL]].tolist()
         return head, tail
 
     def _open_channels(self) -> tuple[FifoChannels, FifoChannels]:
-        lanes, prepare = super()._open_channels()
+        channels, prepare = super()._open_channels()
         steps = StepChannels(
             **vars(prepare),
             top_k=self.exchange.top_k,
@@ -265,7 +266,7 @@ class PrepareInSteps(HostTwoSided):
             publishes_twice=self.publishes_twice,
             gate=self._gate,
         )
-        return lanes, steps
+        return channels, steps
 
 
 class StepPublishedTwice(PrepareInSteps):
