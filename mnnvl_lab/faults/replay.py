@@ -120,9 +120,9 @@ class TurnsOneSided(Unmet, HostOneSided):
         self._turns, self._number = turns, -1
         super().__init__(rank, exchange)
 
-    def _dispatch(self, batch):
+    def _dispatch(self, batch, prepared):
         self._number += 1
-        return super()._dispatch(batch)
+        return super()._dispatch(batch, prepared)
 
     def _from_next(self, active):
         return sorted(active)  # the model's order
@@ -130,11 +130,11 @@ class TurnsOneSided(Unmet, HostOneSided):
     def _put(self, target, *rest) -> None:
         self._in_turn(f"put rows at rank {target}", partial(super()._put, target, *rest))
 
-    def _lay_out(self, partials) -> int:
-        return self._in_turn("write the partial sums", partial(super()._lay_out, partials))
+    def _lay_out(self, partials, handle) -> int:
+        return self._in_turn("write the partial sums", partial(super()._lay_out, partials, handle))
 
-    def _pull(self, stride_bytes: int):
-        return self._in_turn("pull", partial(super()._pull, stride_bytes))
+    def _pull(self, handle, stride_bytes: int):
+        return self._in_turn("pull", partial(super()._pull, handle, stride_bytes))
 
     def _in_turn(self, label: str, act):
         process, step = f"rank {self.ep_rank}", f"round {self._number}: {label}"
