@@ -16,7 +16,7 @@ from mnnvl_lab.plots.regions import region_map
 from mnnvl_lab.plots.samples import every_sample, others_wait, timeline
 from mnnvl_lab.plots.save import save
 from mnnvl_lab.plots.shown import alt_text, shown
-from mnnvl_lab.plots.style import style
+from mnnvl_lab.plots.style import origin, style
 from mnnvl_lab.plots.tables import bounds_table, memory_table, regions_table, traffic_table
 from mnnvl_lab.plots.traffic import traffic
 from mnnvl_lab.plots.workspace import fifos, film, live_region, play, strip
@@ -39,6 +39,7 @@ __all__ = [
     "memory",
     "memory_ledger",
     "memory_table",
+    "origin",
     "others_wait",
     "play",
     "prediction_errors",
