@@ -222,15 +222,15 @@ def test_a_forked_child_of_the_notebook_does_not_end_the_ranks(tmp_path):
 
 DIE_IN = {
     "directories": "cluster.created = lambda directory: (directory.path.mkdir(0o700), die())",
-    "fork server": "after(nursery.Nursery, 'open')",
+    "fork server": "after(fork_server.ForkServer, 'open')",
     "controller": "controller.Controller._connect = lambda *args: die()",
     "controller, some ms later": "controller.Controller._connect = lambda *args: (time.sleep(0.008), die())",
-    "forks": "after(nursery.Nursery, 'start')",
+    "forks": "after(fork_server.ForkServer, 'start')",
 }
 DYING = """
 import os, time
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.ranks import Ranks, cluster, controller, nursery
+from mnnvl_lab.ranks import Ranks, cluster, controller, fork_server
 def die():
     os.kill(os.getpid(), 9)
 def after(cls, name):
@@ -252,7 +252,7 @@ def test_a_notebook_killed_together_with_its_reaper_leaves_no_process(tmp_path):
     script = (
         "import os\nfrom mnnvl_lab.layout import Layout\nfrom mnnvl_lab.ranks import Ranks, cluster\n"
         "cluster.memory_dir = cluster.temporary_dir\nranks = Ranks(Layout(dp=2))\n"
-        "for pid in (ranks._cluster._warden.pid, os.getpid()): os.kill(pid, 9)"
+        "for pid in (ranks._cluster._reaper.pid, os.getpid()): os.kill(pid, 9)"
     )
     run_script(script, tmp_path)
     deadline = time.monotonic() + 8
