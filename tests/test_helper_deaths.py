@@ -215,7 +215,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_forked_child_of_the_notebook_does_not_end_the_ranks(tmp_path):
-    done = run_script(FORK, tmp_path)
+    done = run_script(FORK, tmp_path, status=-9)
     assert done == "well\n"
     wait_until_nothing_is_left(tmp_path)
 
@@ -244,7 +244,7 @@ Ranks(Layout(dp=2))
 
 @pytest.mark.parametrize("moment", DIE_IN)
 def test_a_notebook_killed_between_a_start_and_its_registration_leaves_nothing(tmp_path, moment):
-    assert run_script(DYING.format(DIE_IN[moment]), tmp_path) == ""
+    assert run_script(DYING.format(DIE_IN[moment]), tmp_path, status=-9) == ""
     wait_until_nothing_is_left(tmp_path)
 
 
@@ -254,18 +254,19 @@ def test_a_notebook_killed_together_with_its_reaper_leaves_no_process(tmp_path):
         "cluster.memory_dir = cluster.temporary_dir\nranks = Ranks(Layout(dp=2))\n"
         "for pid in (ranks._cluster._reaper.pid, os.getpid()): os.kill(pid, 9)"
     )
-    run_script(script, tmp_path)
+    run_script(script, tmp_path, status=-9)
     deadline = time.monotonic() + 8
     while ours(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ours(tmp_path) == []
 
 
-def run_script(script, tmp_path) -> str:
+def run_script(script, tmp_path, *, status=0) -> str:
+    """The first line that a notebook's process prints; it must end with this exit status."""
     env = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
     try:
-        process.wait(60)
+        assert process.wait(60) == status
         return process.stdout.readline()
     finally:
         process.stdout.close()
