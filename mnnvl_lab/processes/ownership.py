@@ -221,6 +221,9 @@ def after_error(end: End, met: tuple[str, str]) -> End:
 def tail(log: str | Path) -> str:
     """The end of a log, without the engine's own chatter."""
     if isinstance(log, Path):
-        log = log.read_text(errors="replace") if log.exists() else ""
+        try:
+            log = log.read_text(errors="replace")
+        except FileNotFoundError:
+            log = ""
     lines = [line for line in log.splitlines() if "[IPEngine" not in line and "[KernelNanny" not in line]
     return "\n".join(lines[-REPORT_LINES:])

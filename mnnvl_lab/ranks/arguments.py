@@ -183,6 +183,14 @@ def require_memory(ranks: int) -> None:
         )
 
 
+def _open_files(limit: int) -> int:
+    """Files that this process has open; `limit` where even counting them would need one more."""
+    try:
+        return psutil.Process().num_fds()
+    except OSError:
+        return limit
+
+
 def require_open_files(ranks: int) -> None:
     """Check that this process and those that it starts may open enough files: a controller with fewer never answers.
 
@@ -190,7 +198,7 @@ def require_open_files(ranks: int) -> None:
         Refused: the limit is too low.
     """
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = max(CONTROLLER_FILES + RANK_FILES * ranks, psutil.Process().num_fds() + NOTEBOOK_FILES)
+    needed = max(CONTROLLER_FILES + RANK_FILES * ranks, _open_files(limit) + NOTEBOOK_FILES)
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise Refused(
             f"at most {limit} files may be open per process (ulimit -n), but {ranks} ranks need {needed}: raise the "

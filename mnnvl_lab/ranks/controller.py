@@ -206,7 +206,15 @@ class Controller:
 
     def _log(self) -> str:
         logs = (self._run_dir / "log").glob("ipcontroller*.log")
-        return tail(max(logs, key=lambda path: path.stat().st_mtime, default=self._run_dir / "none"))
+        return tail(max(logs, key=_modified_s, default=self._run_dir / "none"))
+
+
+def _modified_s(path: Path) -> float:
+    """When a file was last written; a controller that starts removes the logs of earlier ones meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _in_thread(function) -> Future:

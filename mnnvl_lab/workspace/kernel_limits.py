@@ -40,7 +40,7 @@ def problems(shape: ExchangeShape, mode: str) -> Iterator[str]:
 
 
 def runtime_max_step(shape: ExchangeShape) -> int:
-    """Rounds of one-sided mode shape a `runtime_max_tokens` that is a multiple of this; 1 for nearly every format.
+    """Rounds of one-sided mode need a `runtime_max_tokens` that is a multiple of this; 1 for nearly every format.
 
     Payload regions `[R * M, width]` are packed without padding, and each must begin at a multiple of its element size
     (`moeA2ADispatchOp`: "Misaligned payload buffer").
@@ -65,7 +65,7 @@ def runtime_max_problem(shape: ExchangeShape, mode: str, runtime_max_tokens: int
     row_bytes = sum(part.row_bytes for part in shape.payload_parts)
     return (
         f"runtime_max_tokens is {runtime_max_tokens}: with ep_size {shape.ep_size} and payloads of {row_bytes} bytes "
-        f"per token (format {shape.format}, hidden {shape.hidden}) {mode} shapes a multiple of {step}, or a payload "
+        f"per token (format {shape.format}, hidden {shape.hidden}) {mode} needs a multiple of {step}, or a payload "
         f"would begin inside an element; give the fullest rank a multiple of {step} tokens, or use a multiple of "
         f"{step} ranks"
     )
