@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.on_ranks import resident_mb, time_open, time_opening
+from benchmarks.on_ranks import resident_mb, time_open, time_opening, time_point
 from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Sampling, Sweep
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print(f"{options.ranks} ranks on {options.fabric}")
     for name, milliseconds in _costs(options.fabric, options.ranks):
-        print(f"{name:58} {milliseconds:10.1f} ms", flush=True)
+        print(f"{name:70} {milliseconds:10.1f} ms", flush=True)
     left_mb = memory_after_sweep_mb(options.fabric, options.ranks)
-    print(f"{'memory of a rank after a sweep of 100 points':58} {left_mb:10.0f} MB beyond a fresh one")
+    print(f"{'memory of a rank after a sweep of 100 points':70} {left_mb:10.0f} MB beyond a fresh one")
 
 
 def _costs(fabric: str, size: int) -> Iterator[tuple[str, float]]:
@@ -53,6 +53,10 @@ def _costs(fabric: str, size: int) -> Iterator[tuple[str, float]]:
     with Ranks(Layout(dp=size), fabric=fabric) as ranks:
         for mode in ("one_sided", "two_sided"):
             _go_on(ranks, Layout(dp=size), mode)
+            yield (
+                f"another point on warm ranks, {mode}: opened, checked twice, closed",
+                _median_ms([Layout(dp=size)] * 10, lambda layout, mode=mode: _go_on(ranks, layout, mode, time_point)),
+            )
             yield (
                 f"another layout on warm ranks, {mode}: opened, checked, closed",
                 _median_ms(layouts, lambda layout, mode=mode: _go_on(ranks, layout, mode)),

@@ -66,6 +66,19 @@ def time_opening(rank, exchange: Exchange, repeats: int) -> dict[str, list[float
     return _timed(rank.group("ep"), {"open, check, close": once}, repeats)
 
 
+def time_point(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of what a point costs beside its samples: its data, open, check a round twice, close."""
+
+    def once():
+        work = Work.of(rank, Point(exchange=exchange, load=Load(routing=Uniform(), tokens=exchange.max_tokens)))
+        with open_transport(rank, exchange) as transport:
+            batch = work.batch()
+            checked_round(transport, work, batch)
+            checked_round(transport, work, batch, validated=True)
+
+    return _timed(rank.group("ep"), {"open, check twice, close": once}, repeats)
+
+
 def time_open(rank, exchange: Exchange, repeats: int) -> dict[str, list[float]]:
     """Milliseconds to open a transport, and to close it."""
     opened = []

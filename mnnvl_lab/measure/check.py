@@ -26,8 +26,13 @@ CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
 
 
-def checked_round(transport: Transport, work: Work, batch: Batch) -> tuple[torch.Tensor, str]:
+def checked_round(
+    transport: Transport, work: Work, batch: Batch, *, validated: bool = False
+) -> tuple[torch.Tensor, str]:
     """Dispatch, let the fake experts work, combine, and compare both with the oracle. Collective.
+
+    Args:
+        validated: this batch has been validated on this transport before.
 
     Returns:
         The partials, for rounds that are timed afterwards, and how strict the comparison was (`check_combined`).
@@ -36,7 +41,7 @@ def checked_round(transport: Transport, work: Work, batch: Batch) -> tuple[torch
         WrongResult: names the rank, the row or token, and both values.
     """
     try:
-        received = transport.dispatch(batch)
+        received = transport.dispatch(batch, validated=validated)
         partials = fake_experts(transport, work, received, check_received(work, received))
         return partials, check_combined(work, transport.combine(partials, received.handle))
     except WrongResult as error:

@@ -110,7 +110,7 @@ def measure_point(rank, point: Point) -> PointResult:
         rank.phase = "timing"
         iterations = CLOCK_FUNCTIONS[point.clock](timed, point.sampling)
         samples, stopped = collect(iterations, point.sampling, transport.group)
-        checked_round(transport, work, batch)
+        checked_round(transport, work, batch, validated=True)
         note = transport.note()
     return PointResult(samples=[asdict(sample) for sample in samples], stopped=stopped, checked=checked, note=note)
 

@@ -142,15 +142,25 @@ class Work:
 def fake_experts(transport: Transport, work: Work, received: Received, tokens_of: Sequence[np.ndarray]) -> torch.Tensor:
     """The fake experts: `[rows, H]` partial sums in `combine_dtype`, written where `combine` wants them.
 
+    Rows, ids and weights have been compared with what was sent (`check.check_received`).
+
     Args:
         tokens_of: for each source, the token of every row it sent, in the order received (`check.check_received`).
     """
     partials = transport.partials_buffer(received.handle)
     for source, tokens in enumerate(tokens_of):
         block = received.block(source)
-        factor = received_factor(work, received.experts[block], received.weights[block])
-        partials[block] = (work.rows(source, tokens) * factor[:, None]).to(partials.dtype)
+        factor = work.on_device(work.sources[source].factors_TR[tokens, work.ep_rank])
+        partials[block] = (_received_rows(work, received, source, tokens) * factor[:, None]).to(partials.dtype)
     return partials
+
+
+def _received_rows(work: Work, received: Received, source: int, tokens: np.ndarray) -> torch.Tensor:
+    """Float32 `[len(tokens), H]`: the rows received, or what they stand for where a quantised format travels."""
+    first = received.payloads[0]
+    if work.point.exchange.payload_parts[0].dtype in FLOAT_ROWS:
+        return first[received.block(source)].float()
+    return work.rows(source, tokens)
 
 
 def received_factor(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

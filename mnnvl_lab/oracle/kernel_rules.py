@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -26,8 +27,13 @@ def owners(experts_TK: np.ndarray, *, experts: int, ep_size: int) -> np.ndarray:
             f"expert ids span {ids_TK.min()} to {ids_TK.max()}: the oracle knows those in [0, experts = {experts}); "
             "look for the rank that made others of them"
         )
+    return _owner_E(experts, ep_size)[ids_TK]
+
+
+@lru_cache(maxsize=16)
+def _owner_E(experts: int, ep_size: int) -> np.ndarray:
     blocks_R = [len(block) for block in np.array_split(np.arange(experts), ep_size)]
-    return np.repeat(np.arange(ep_size), blocks_R)[ids_TK]
+    return np.repeat(np.arange(ep_size), blocks_R)
 
 
 def target_ranks(

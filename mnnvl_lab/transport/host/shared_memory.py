@@ -13,6 +13,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,14 +50,14 @@ class SharedMemory:
         self.rank, self.size_bytes = group.rank, size_bytes
         self.stride_bytes = align_up(size_bytes, mmap.PAGESIZE)
         with ExitStack() as cleanup:
-            with _all_or_none(group):
-                own = cleanup.enter_context(_new_segment(self.stride_bytes, directory))
-            paths = group.allgather(own)
-            with _all_or_none(group):
-                files = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths]
-                for file in files:
-                    cleanup.callback(os.close, file)
-                self.flat = _side_by_side(files, self.stride_bytes)
+            paths = _all_or_none(group, lambda: cleanup.enter_context(_new_segment(self.stride_bytes, directory)))
+            _all_or_none(group, lambda: self._map(paths, cleanup))
+
+    def _map(self, paths: list[str], cleanup: ExitStack) -> None:
+        files = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths]
+        for file in files:
+            cleanup.callback(os.close, file)
+        self.flat = _side_by_side(files, self.stride_bytes)
 
     def row(self, rank: int) -> torch.Tensor:
         """uint8 `[size_bytes]`: a member's row."""
@@ -67,17 +68,18 @@ class SharedMemory:
         self.flat = None
 
 
-@contextmanager
-def _all_or_none(group: Group):
-    """What fails on one member fails on all, so that none waits for it."""
-    problem = None
+def _all_or_none(group: Group, function: Callable[[], str | None]) -> list[str | None]:
+    """Every member's result; what fails on one member fails on all, so that none waits for it."""
+    result = problem = None
     try:
-        yield
+        result = function()
     except OSError as error:
         problem = f"shared segment: {error}"
-    for rank, theirs in zip(group.ranks, group.allgather(problem), strict=True):
+    answers = group.allgather((result, problem))
+    for rank, (_, theirs) in zip(group.ranks, answers, strict=True):
         if theirs:
             raise RankError(rank=rank, phase="open", cause=theirs)
+    return [theirs for theirs, _ in answers]
 
 
 @contextmanager
