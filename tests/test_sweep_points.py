@@ -29,6 +29,13 @@ def keys(sweep):
     return [point_key(point.columns | {"fabric": sweep.fabric}) for point in sweep.points()]
 
 
+def test_a_size_that_the_payloads_cannot_be_packed_at_is_refused_with_the_sweep():
+    odd = {"layouts": Layout(dp=3), "modes": "one_sided", "hidden": 2880, "experts": 6, "top_k": 2, "formats": "mxfp8"}
+    assert Sweep(**odd, tokens=4).points()
+    with pytest.raises(Refused, match="runtime_max_tokens is 5: .* needs a multiple of 2"):
+        Sweep(**odd, tokens=5)
+
+
 class TestWhatIsTaken:
     def test_one_value_stands_for_an_axis(self):
         sweep = Sweep(layouts=Layout(tp=2), tokens=16, modes="one_sided", routings="zipf:1.2", model="DeepSeek-V3")

@@ -133,8 +133,8 @@ class Sweep:
 
 def _require_possible(point: Point, fabric: str) -> None:
     """What the ranks would refuse only after they have started."""
-    check_exchange(point.exchange)
     x, load = point.exchange, point.load
+    check_exchange(x, runtime_max_tokens=load.runtime_max)
     if point.clock != "eager" and fabric == "host":
         raise Refused(f"clock {point.clock} on device cpu: it needs a CUDA device; use clock eager")
     shape = {"experts": x.experts, "top_k": x.top_k, "ep_size": x.ep_size}
