@@ -57,7 +57,7 @@ def shown_values(command, capsys) -> dict[str, list[str]]:
         main([command, "--help"])
     text = capsys.readouterr().out
     entries = dict(re.findall(r"^  (mode|fabric|routing|clock) +(.*(?:\n {11}.*)*)", text, re.MULTILINE))
-    entries["format"] = re.search(r"--format FORMAT.*\n +(.*)\(default", text).group(1)
+    entries["format"] = re.search(r"--format FORMAT.*\n((?:(?! +-).*\n)*?.*?)\(default", text).group(1)
     return {
         "mode": re.findall(r"\w+_\w+|pico", entries["mode"]),
         "fabric": re.findall(r"(\w+) \(", entries["fabric"]),

@@ -10,9 +10,11 @@ VLLM_BYTES = {
     "bf16": lambda h: (2 * h, 0),
     "fp16": lambda h: (2 * h, 0),
     "fp32": lambda h: (4 * h, 0),
+    "fp8": lambda h: (h, 0),
     "fp8_block": lambda h: (h, h // 128 * 4),
     "mxfp8": lambda h: (h, (h + 31) // 32),
     "nvfp4": lambda h: (h // 2, h // 16),
+    "mxfp4": lambda h: (h // 2, h // 32),
 }
 
 
@@ -68,6 +70,11 @@ def test_an_incomplete_last_block_is_padded_or_refused():
         ("minimax-m2", 253_952),
         ("gpt-oss-120b", 36_864),  # 18 layers of full attention
         ("llama-4-maverick", 49_152),  # 12 layers of full attention
+        ("qwen3-30b-a3b", 98_304),
+        ("glm-5", 89_856),  # 576 values of 2 bytes in 78 layers
+        ("kimi-k3", 27_648),  # 24 layers of MLA
+        ("minimax-m3", 122_880),
+        ("nemotron-3-super", 8_192),  # 8 layers of attention
     ],
 )
 def test_kv_bytes_worked_out_by_hand(name, kv_bytes):
@@ -81,6 +88,40 @@ def test_models_are_keyed_by_their_names_and_sourced():
     assert MODELS["kimi-k2"].moe_layers == 60
     assert MODELS["deepseek-v3"].moe_layers == 58
     assert MODELS["llama-4-maverick"].moe_layers == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [
+        ("nemotron-3-super", 225),  # aiconfigurator #1143: with the hidden size instead of the latent, 902
+        ("kimi-k3", 2 * 2723),  # 92 layers of 896 experts with three matrices of 3584 x 3072
+        ("deepseek-v4-pro", 2 * 1547),
+        ("minimax-m3", 2 * 413),
+    ],
+)
+def test_experts_weigh_in_bf16_what_reports_say(name, gigabytes):
+    model = MODELS[name]
+    assert round(2 * model.moe_layers * model.experts * model.expert_parameters / 1e9) == pytest.approx(
+        gigabytes, abs=1
+    )
+
+
+def test_a_latent_model_sends_its_latent_rows():
+    """Nemotron-3-Super sends 1024 values a token, not 4096: a quarter of the bytes."""
+    model = require_model("nvidia-nemotron-3-super")
+    assert (model.hidden, model.model_hidden, model.experts, model.top_k) == (1024, 4096, 512, 22)
+    assert FORMATS["bf16"].bytes_per_token(model.hidden) == 2048
+    assert MODELS["deepseek-v3"].model_hidden is None
+
+
+def test_the_formats_of_flashinfer_take_the_bytes_that_it_counts():
+    communication = pytest.importorskip("flashinfer.moe_ep.core.comm.communication")
+    names = {"fp8": "FP8PerTensor", "mxfp4": "MXFP4", "mxfp8": "MXFP8", "fp8_block": "DeepSeekFp8", "nvfp4": "NVFP4"}
+    for name, theirs in names.items():
+        for hidden in (1024, 2048, 3584, 7168):
+            counted = communication._DISPATCH_BYTES_PER_TOKEN[theirs](hidden)
+            assert FORMATS[name].bytes_per_token(hidden) == counted
+    assert FORMATS["mxfp4"].bytes_per_token(2881) == communication._DISPATCH_BYTES_PER_TOKEN["MXFP4"](2881)
 
 
 def test_aliases_lead_to_models():
@@ -108,10 +149,10 @@ def test_what_is_no_name_is_refused(require, name):
 
 
 def test_unknown_names_are_refused_with_near_ones():
-    with pytest.raises(Refused, match=r"model 'DeepSeek-V4' is not known: did you mean deepseek-v3"):
+    with pytest.raises(Refused, match=r"model 'DeepSeek-V4' is not known: did you mean .*deepseek-v4-pro"):
         require_model("DeepSeek-V4")
-    with pytest.raises(Refused, match=r"format 'fp8' is not known: .*fp8_block"):
-        require_format("fp8")
+    with pytest.raises(Refused, match=r"format 'fp8block' is not known: .*fp8_block"):
+        require_format("fp8block")
     with pytest.raises(Refused, match="choose one of bf16"):
         require_format("zzzz")
     assert require_format("NVFP4") is require_format("nvfp4") is FORMATS["nvfp4"]

@@ -18,7 +18,7 @@ EPILOG_OF_LAYOUT = """what the words mean:
   EP      expert parallelism: DP x PCP x TP ranks, among which the experts of a layer are dealt out;
           dispatch sends each token to the ranks of its experts, combine adds up what comes back
 """
-FORMATS = "bf16, fp16, fp32, fp8_block, mxfp8, nvfp4"
+FORMATS = "bf16, fp16, fp32, fp8, fp8_block, mxfp8, nvfp4, mxfp4"
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from mnnvl_lab.explorer.memory import memory_panel, verdict
 from mnnvl_lab.explorer.setting import Setting, difference, nearest, recorded_points
 from mnnvl_lab.explorer.svg import Panel
 from mnnvl_lab.explorer.traffic import fullest_link, traffic_panel
-from mnnvl_lab.explorer.weights import weight_bytes
+from mnnvl_lab.planner.weights import weight_bytes
 
 __all__ = [
     "Answer",

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import ipywidgets as widgets
 
 from mnnvl_lab.explorer.setting import CAPACITY_STEPS, SKEWED, TOKEN_STEPS, TP_STEPS, Setting
-from mnnvl_lab.explorer.weights import BYTES_PER_PARAMETER
 from mnnvl_lab.hardware import GPUS
 from mnnvl_lab.model import FORMATS, MODELS
+from mnnvl_lab.planner.weights import BYTES_PER_PARAMETER
 from mnnvl_lab.prediction.predict import MODES as ALL_MODES
 
 ROUTINGS = ("uniform", "balanced", "zipf", "log_normal", "hot_rank", "hot_expert")

@@ -13,11 +13,11 @@ from mnnvl_lab import datasets
 from mnnvl_lab.analysis import latency_model as lm
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.explorer.memory import verdict
-from mnnvl_lab.explorer.weights import weight_bytes
 from mnnvl_lab.hardware import GPUS, require_gpu
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import require_format, require_model
 from mnnvl_lab.planner import Plan, plan
+from mnnvl_lab.planner.weights import weight_bytes
 from mnnvl_lab.prediction import Forecast, predict
 from mnnvl_lab.prediction.rows import DRAWN_TOKENS, expected_rows_RR
 from mnnvl_lab.routing import parse
