@@ -48,7 +48,7 @@ def test_errors_of_left_out_ep_sizes_with_median_and_worst():
     assert f"median {sizes.median():.1f} %, worst {sizes.max():.0f} %" in words(ax)
     drawn = sum(len(points.get_offsets()) for points in ax.collections)
     assert drawn == len(errors)
-    assert "EP64" in words(ax)
+    assert "EP 64" in words(ax)
 
 
 def test_a_simulated_round_shows_work_and_waiting_of_every_rank():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from mnnvl_lab.plots.style import (
     QUIET,
     LineStyle,
     caption,
+    fold,
     format_axis,
     format_load,
     head,
@@ -160,7 +160,8 @@ def fastest(table: pd.DataFrame, *, clock: str = "graph", phase: str = "round", 
     relative = medians.assign(**{name: medians[name] / fastest for name in ("p50_us", "low_us", "high_us")})
     with style():
         ax = new_axes(ax)
-        for name, stroke in _line_styles(relative).items():
+        last = relative.groupby("contender")["p50_us"].last()  # the legend in the order of the lines' ends
+        for name, stroke in sorted(_line_styles(relative).items(), key=lambda item: -last[item[0]]):
             line = relative[relative["contender"] == name]
             ax.plot(line["tokens"], line["p50_us"], color=stroke.color, marker=stroke.marker, label=stroke.label)
             ax.fill_between(
@@ -261,7 +262,7 @@ def _move_labels(ax: Axes, before: tuple[float, float]) -> None:
 def _extend_caption(ax: Axes, words: str) -> None:
     for text in ax.texts:
         if text.get_gid() == "caption":
-            text.set_text(f"{text.get_text()}\n{textwrap.fill(words, 88)}")
+            text.set_text(f"{text.get_text()}\n{fold(words)}")
 
 
 BANDS_PERCENT = (10, 25)

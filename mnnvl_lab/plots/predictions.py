@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 WITHIN_PERCENT = 10
 """What a median error is to stay within: shaded."""
+EXTRAPOLATED = " extrapolated"
 PHASE_COLORS = {"dispatch": BLUE, "experts": ORANGE, "combine": GREEN}
 
 
@@ -55,8 +57,18 @@ def predictions(table: pd.DataFrame, *, x: str = "tokens", hue: str = "mode", ax
         ax.set_ylim(drawn["low_us"].min() / 2, drawn["high_us"].max() * 1.5)
         ax.legend(frameon=False, loc="upper left")
         head(ax, "Predicted latency of a round", "dashed: prediction, band: 95 %, dotted: lower bound")
-        caption(ax, "; ".join(drawn["basis"].unique()), "predicted, not measured")
+        caption(ax, *_bases(drawn["basis"].unique()), "predicted, not measured")
     return ax
+
+
+def _bases(texts: Sequence[str]) -> list[str]:
+    """Where the numbers come from, each source once, with all that was extrapolated from it."""
+    beyond: dict[str, dict[str, None]] = {}
+    for text in texts:
+        source, mark, rest = text.rpartition("; ") if text.endswith(EXTRAPOLATED) else (text, "", "")
+        names = rest.removesuffix(EXTRAPOLATED).split(", ") if mark else []
+        beyond.setdefault(source, {}).update(dict.fromkeys(names))
+    return [f"{source}; {', '.join(names)}{EXTRAPOLATED}" if names else source for source, names in beyond.items()]
 
 
 def left_out_errors(table: pd.DataFrame, *, x: str = "tokens", hue: str = "ep_size", ax: Axes | None = None) -> Axes:
@@ -79,7 +91,7 @@ def left_out_errors(table: pd.DataFrame, *, x: str = "tokens", hue: str = "ep_si
                 s=16,
                 facecolor="none",
                 edgecolor=stroke.color,
-                label=f"EP{value}" if hue == "ep_size" else stroke.label,
+                label=f"EP {value}" if hue == "ep_size" else stroke.label,
             )
         ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
         format_axis(ax.xaxis, x, table[x].to_numpy())
@@ -110,7 +122,7 @@ def simulated_round(table: pd.DataFrame, *, x: str = "begin_us", hue: str = "pha
             ax.barh(rows["rank"], width, left=rows[x], color=color, height=0.8, label=value)
             ax.barh(rows["rank"], rows["idle_us"], left=rows["end_us"], color=color, alpha=0.2, height=0.8)
         ax.set_xlabel("Time in the round (µs), simulated")
-        ax.set_ylabel("ep_rank")
+        ax.set_ylabel("EP rank")
         ax.grid(visible=False, axis="y")
         ax.invert_yaxis()
         ax.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))

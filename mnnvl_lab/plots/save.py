@@ -23,6 +23,7 @@ from mnnvl_lab.records.table import provenance_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
 DPI = 300
@@ -99,10 +100,19 @@ def _rendered(ax: Axes, kind: str, metadata: Mapping[str, object]) -> bytes:
 
     content = BytesIO()
     with mpl.rc_context(dict(RC)):
+        _restart_layout(ax.figure)
         ax.figure.savefig(
             content, format=kind, metadata=dict(metadata), dpi=DPI if kind == "png" else "figure", facecolor="auto"
         )
     return content.getvalue()
+
+
+def _restart_layout(figure: Figure) -> None:
+    """Axes where they were before any layout: a layout depends on the one before in the last digits of its places."""
+    for ax in figure.axes:
+        if spec := ax.get_subplotspec():
+            ax.set_position(spec.get_position(figure))
+            ax.set_in_layout(True)
 
 
 def _svg(ax: Axes, words: Mapping[str, str]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -115,8 +116,18 @@ def head(ax: Axes, title: str, subtitle: str = "", *, above_points: float = 7) -
 
 def caption(ax: Axes, *lines: str, below_points: float = 40, width: int = 88) -> None:
     """Small words to the lower right, outside: what was measured where, or what was computed for what."""
-    text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines)
+    text = "\n".join(fold(line, width) for line in lines)
     note(ax, text, xy=(1, 0), offset=(0, -below_points), ha="right", va="top", size=7.5, gid="caption")
+
+
+def fold(line: str, width: int = 88) -> str:
+    """A long line as several, none of which parts a number from its unit."""
+    return textwrap.fill(joined(line), width, break_on_hyphens=False).replace(JOINT, " ")
+
+
+def joined(line: str) -> str:
+    """The line with an unbreakable space between each number and its unit."""
+    return re.sub(r"(\d) (?=(?:[KMGT]i?)?B\b|µs\b|%)", rf"\1{JOINT}", line)
 
 
 def note(ax: Axes, text: str, *, xy, offset, ha: str, va: str, size: float, gid: str, color: str = QUIET):
@@ -190,14 +201,20 @@ def format_bytes(size_bytes: float) -> str:
     return f"{shown} {BINARY_UNITS[power]}"
 
 
-def format_number(number: float) -> str:
-    """A count: 16, 4096, 65,536."""
-    return f"{number:g}" if abs(number) < 1e4 else f"{number:,.0f}"
+JOINT = "\N{NO-BREAK SPACE}"
+GROUPED = 1e4
+"""From this number on, thousands are separated, as SI writes them: 4096, but 65,536."""
 
 
-def format_time(number: float) -> str:
-    """A measured value: 0.5, 20, 5,000."""
-    return f"{number:g}" if abs(number) < 1e3 else f"{number:,.0f}"
+def format_number(number: float, largest: float = 0) -> str:
+    """A count or a measured value: 0.5, 16, 4096, 65,536.
+
+    Args:
+        largest: the largest of the numbers beside it, which are written alike: 4,096 beside 65,536.
+    """
+    if max(abs(number), largest) < GROUPED or abs(number) < 1e3:
+        return f"{number:g}"
+    return f"{number:,.0f}"
 
 
 def format_axis(axis: Axis, name: str, values: np.ndarray) -> None:
@@ -205,12 +222,16 @@ def format_axis(axis: Axis, name: str, values: np.ndarray) -> None:
     column = require_column(name)
     is_bytes = column.unit == "B"
     axis.set_label_text(column.label if is_bytes else column.axis_label)
-    words = format_bytes if is_bytes else format_time if column.unit else format_number
     if _is_wide(values):
         _logarithmic(axis, values, binary=is_bytes or not column.unit)
     elif is_bytes:
         binary_steps(axis, values)
-    axis.set_major_formatter(lambda value, _: words(value))
+    axis.set_major_formatter(lambda value, _: format_bytes(value) if is_bytes else format_tick(axis, value))
+
+
+def format_tick(axis: Axis, value: float) -> str:
+    """The number at a tick, written like the others that are visible on its axis."""
+    return format_number(value, max(map(abs, axis.get_view_interval())))
 
 
 def _is_wide(values: np.ndarray) -> bool:

@@ -38,8 +38,9 @@ def traffic(
         image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=max(float(shown.max()), 1e-9) * 1.15, aspect="equal")
         _hatch_diagonal(ax, ranks)
         if ranks <= READABLE:
-            _write_cells(ax, shown)
-            _write_sums(ax, shown)
+            decimals = _decimals(shown)
+            _write_cells(ax, shown, decimals)
+            _write_sums(ax, shown, decimals)
         else:
             ax.figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02).outline.set_visible(False)
         _frame(ax, ranks, x, y)
@@ -75,23 +76,24 @@ def _hatch_diagonal(ax: Axes, ranks: int) -> None:
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", edgecolor="white", linewidth=0, alpha=0.7))
 
 
-def _write_cells(ax: Axes, shown: np.ndarray) -> None:
+def _write_cells(ax: Axes, shown: np.ndarray, decimals: int) -> None:
     from matplotlib.colors import to_hex
 
     image = ax.images[0]
     for (source, target), amount in np.ndenumerate(shown):
         fill = to_hex(image.cmap(image.norm(amount)))
-        text = ax.text(target, source, _words(amount), ha="center", va="center", fontsize=8, color=contrast_color(fill))
+        words = _words(amount, decimals)
+        text = ax.text(target, source, words, ha="center", va="center", fontsize=8, color=contrast_color(fill))
         if source == target:
             text.set_bbox({"facecolor": fill, "edgecolor": "none", "pad": 1.5})
 
 
-def _write_sums(ax: Axes, shown: np.ndarray) -> None:
+def _write_sums(ax: Axes, shown: np.ndarray, decimals: int) -> None:
     wire, ranks = _on_the_wire(shown), len(shown)
     quiet = {"fontsize": 8, "color": QUIET}
     for rank in range(ranks):
-        ax.text(ranks - 0.4, rank, _words(wire[rank].sum()), ha="left", va="center", gid="sent", **quiet)
-        ax.text(rank, -0.56, _words(wire[:, rank].sum()), ha="center", va="bottom", gid="received", **quiet)
+        ax.text(ranks - 0.4, rank, _words(wire[rank].sum(), decimals), ha="left", va="center", gid="sent", **quiet)
+        ax.text(rank, -0.56, _words(wire[:, rank].sum(), decimals), ha="center", va="bottom", gid="received", **quiet)
     ax.text(ranks - 0.4, -0.56, "sum", ha="left", va="bottom", style="italic", **quiet)
 
 
@@ -105,5 +107,12 @@ def _frame(ax: Axes, ranks: int, x: str, y: str) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _words(amount: float) -> str:
-    return f"{amount:.0f}" if amount == int(amount) or amount >= 100 else f"{amount:.3g}"
+def _decimals(shown: np.ndarray) -> int:
+    """Digits after the point, the same in all cells: three significant ones of the largest."""
+    if (shown == shown.astype(int)).all():
+        return 0
+    return max(0, 2 - int(np.floor(np.log10(shown.max()))))
+
+
+def _words(amount: float, decimals: int) -> str:
+    return f"{amount:.{decimals}f}" if amount else "0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.plots.shown import labelled_lines
-from mnnvl_lab.plots.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, QUIET, SKY, VERMILLION
+from mnnvl_lab.plots.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, QUIET, SKY, VERMILLION, fold, joined
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTION_WIDTH = 88
-"""Characters at which `look.caption` breaks its lines."""
+"""Characters at which `style.caption` breaks its lines."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 
 
@@ -109,16 +108,16 @@ def _resize(figure: Figure, size: Size, undo: ExitStack) -> None:
 
 
 def rewrapped(caption: str, width: int) -> str:
-    """A caption broken at another width: lines that `look.caption` broke are put together first."""
+    """A caption broken at another width: lines that `style.caption` broke are put together first."""
     whole: list[str] = []
     before = ""
     for line in caption.split("\n"):
-        if whole and len(before) + 1 + len(line.partition(" ")[0]) > CAPTION_WIDTH:
+        if whole and len(before) + 1 + len(joined(line).partition(" ")[0]) > CAPTION_WIDTH:
             whole[-1] += f" {line}"
         else:
             whole.append(line)
         before = line
-    return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in whole)
+    return "\n".join(fold(line, width) for line in whole)
 
 
 def _move_subtitle(figure: Figure, undo: ExitStack) -> None:
