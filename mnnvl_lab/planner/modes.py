@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, choose
 from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import Gpu, domain_problems
-from mnnvl_lab.workspace import OneSidedWorkspace, Region, TwoSidedWorkspace, Window, pack
+from mnnvl_lab.workspace import MainOneSidedWorkspace, OneSidedWorkspace, Region, TwoSidedWorkspace, Window, pack
 from mnnvl_lab.workspace.kernel_limits import problems
+
+FLASHINFER = ("0.7.2", "main")
+"""Versions of FlashInfer whose one-sided layout is known; `main` is what follows 0.7.2."""
 
 
 class Totals:
@@ -87,24 +90,48 @@ class ModePlan(Totals):
         }
 
 
-def one_sided(need: ExchangeShape, gpu: Gpu | None = None) -> ModePlan:
+def one_sided(
+    need: ExchangeShape, gpu: Gpu | None = None, *, flashinfer: str = FLASHINFER[0], cft: bool = False
+) -> ModePlan:
     """The one-sided workspace of `need`, such as an `Exchange`.
 
     Args:
         gpu: whose NVLink domain must hold each EP group; without it this is not judged.
+        flashinfer: whose layout, a name of `FLASHINFER`.
+        cft: with room for counted writes (`main` alone).
+
+    Raises:
+        Refused: no such version, or counted writes with 0.7.2.
     """
-    workspace = OneSidedWorkspace.of(need)
+    workspace = one_sided_workspace(need, flashinfer=flashinfer, cft=cft)
+    inbox = (("inbox", workspace.inbox_bytes),) if cft else ()
     return ModePlan(
         mode="one_sided",
         parts=(
             ("aux", workspace.aux_bytes),
             ("dispatch", workspace.dispatch_bytes),
             ("combine", workspace.combine_bytes),
+            *inbox,
         ),
         regions=workspace.tiles,
         windows=pack([workspace.workspace_bytes], ep_size=need.ep_size),
         problems=(*problems(need, "one_sided"), *_domain_problems(need, gpu)),
     )
+
+
+def one_sided_workspace(
+    need: ExchangeShape, *, flashinfer: str = FLASHINFER[0], cft: bool = False
+) -> OneSidedWorkspace | MainOneSidedWorkspace:
+    """The one-sided workspace in the layout of a version of FlashInfer.
+
+    Raises:
+        Refused: no such version, or counted writes with 0.7.2.
+    """
+    if choose(flashinfer, FLASHINFER, "flashinfer") == "main":
+        return MainOneSidedWorkspace.of(need, cft=cft)
+    if cft:
+        raise Refused("cft with FlashInfer 0.7.2: counted writes came after it; choose flashinfer main, or no cft")
+    return OneSidedWorkspace.of(need)
 
 
 def two_sided(need: ExchangeShape, gpu: Gpu) -> ModePlan:

@@ -17,7 +17,8 @@ from mnnvl_lab.layout import Layout, require_layout
 from mnnvl_lab.model import Model, require_format, require_model
 from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.planner import report
-from mnnvl_lab.planner.modes import ModePlan, one_sided, two_sided
+from mnnvl_lab.planner.deployment import Deployment, deployment
+from mnnvl_lab.planner.modes import FLASHINFER, ModePlan, one_sided, two_sided
 
 GIB = 1024**3
 ADDRESSES = 2**63  # bytes that a signed 64-bit offset reaches
@@ -35,12 +36,16 @@ class Plan:
         model: the named model, where there is one.
         sequence_parallel: whether the workspace is sized by a rank's share of the batch, ceil(tokens / TP), as SP-MoE
             needs it, and not by all of it, as vLLM sizes it.
+        flashinfer: version of FlashInfer whose one-sided layout counts, `0.7.2` or `main`.
+        cft: whether that layout has room for counted writes (`main` alone).
     """
 
     need: ExchangeShape
     gpu: Gpu
     model: Model | None = None
     sequence_parallel: bool = False
+    flashinfer: str = FLASHINFER[0]
+    cft: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -53,11 +58,11 @@ class Plan:
 
     @cached_property
     def one_sided(self) -> ModePlan:
-        return one_sided(self._sized, self.gpu)
+        return one_sided(self.sized, self.gpu, flashinfer=self.flashinfer, cft=self.cft)
 
     @cached_property
     def two_sided(self) -> ModePlan:
-        return two_sided(self._sized, self.gpu)
+        return two_sided(self.sized, self.gpu)
 
     @property
     def modes(self) -> tuple[ModePlan, ModePlan]:
@@ -110,6 +115,26 @@ class Plan:
             )
         return most
 
+    def deployment(self, **choices) -> Deployment:
+        """This plan with a server's weights, all of its workspaces, and what they leave for the KV cache.
+
+        Args:
+            mode: `one_sided` (default) or `two_sided`.
+            engine: whose rules say which workspaces are alive: `vllm` (default) or `sglang`.
+            heads: further kinds of MoE layers, in the order of loading, that share a workspace: `bf16`, or `bf16:2048`
+                with a hidden size of their own (vLLM).
+            namespaces: workspaces that SGLang keeps: of `decode`, `speculative`, `sp_prefill`.
+            weights: dtype of the routed experts' weights: `bf16`, `fp8`, `fp4`, `mxfp4`.
+            redundant: replicas of experts in each layer (EPLB).
+            other_weights_bytes: weights of everything else on one rank, as an engine reports them; otherwise about as
+                many as the model's card says.
+            utilization: share of the GPU's memory that the engine may use (vLLM's `gpu_memory_utilization`).
+
+        Raises:
+            Refused: an unknown name, or a number out of its range.
+        """
+        return deployment(self, **choices)
+
     def to_dict(self) -> dict:
         """The plan as plain values: what `plan --json` prints.
 
@@ -123,6 +148,8 @@ class Plan:
             "gpu": self.gpu.name,
             "model": self.model.name if self.model else None,
             **{name: getattr(self.need, name) for name in shape},
+            "flashinfer": self.flashinfer,
+            "cft": self.cft,
             "sequence_parallel": self.sequence_parallel,
             "tokens_per_rank": self.tokens_per_rank,
             **{mode.mode: mode.to_dict() | self._costs(mode) for mode in self.modes},
@@ -131,7 +158,8 @@ class Plan:
     def to_frame(self) -> pd.DataFrame:
         """Bytes per rank: one row per quantity, one column per mode; missing where the mode has no such thing."""
         columns = {mode.mode: _column(mode) for mode in self.modes}
-        frame = pd.DataFrame(columns, index=[*PARTS, *TOTALS], dtype="Int64")
+        parts = [*PARTS, *(["inbox"] if self.cft else [])]
+        frame = pd.DataFrame(columns, index=[*parts, *TOTALS], dtype="Int64")
         return frame.rename_axis("bytes per rank").reset_index()
 
     def text(self, *, wide: bool = False) -> str:
@@ -145,7 +173,8 @@ class Plan:
         return html_block(report.title(self), report.sizes(self), report.notes(self))
 
     @property
-    def _sized(self) -> ExchangeShape:
+    def sized(self) -> ExchangeShape:
+        """The exchange for which the workspace is sized: `max_tokens` is `tokens_per_rank`."""
         return replace(self.need, max_tokens=self.tokens_per_rank)
 
     def allocated_for(self, max_tokens: int) -> int:
@@ -174,8 +203,10 @@ def plan(
     gpu: Gpu | str = "h100",
     sequence_parallel: bool = False,
     sm_limit: int | None = None,
+    flashinfer: str = FLASHINFER[0],
+    cft: bool = False,
 ) -> Plan:
-    """Plan the workspaces of a layout.
+    """Plan the workspaces of a layout; `Plan.deployment` puts a server's weights and cache beside them.
 
     Args:
         layout: gives the EP group.
@@ -187,6 +218,8 @@ def plan(
         gpu: a GPU or its name.
         sequence_parallel: size by ceil(max_tokens / TP), a rank's share under SP-MoE.
         sm_limit: multiprocessors that the two-sided kernels may use.
+        flashinfer: version of FlashInfer whose one-sided layout counts, `0.7.2` or `main`.
+        cft: with room for counted writes (`main` alone).
 
     Raises:
         Refused: an unknown name, a number that is none, or a format that cannot carry `hidden`. What a mode cannot
@@ -205,7 +238,14 @@ def plan(
         combine_dtype=choose(combine_dtype, COMBINE_BYTES, "combine_dtype"),
         sm_limit=None if sm_limit is None else require_count("sm_limit", sm_limit),
     )
-    made = Plan(need=need, gpu=require_gpu(gpu), model=known, sequence_parallel=bool(sequence_parallel))
+    made = Plan(
+        need=need,
+        gpu=require_gpu(gpu),
+        model=known,
+        sequence_parallel=bool(sequence_parallel),
+        flashinfer=choose(flashinfer, FLASHINFER, "flashinfer"),
+        cft=bool(cft),
+    )
     if (reserved_bytes := made.one_sided.reserved_bytes) >= ADDRESSES:
         raise Refused(
             f"max_tokens is {max_tokens} with hidden {need.hidden} on {need.ep_size} EP ranks: they would reserve "

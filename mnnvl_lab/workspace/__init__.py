@@ -2,6 +2,7 @@
 
 from mnnvl_lab.workspace.mnnvl import Allocation, Region, Window, pack
 from mnnvl_lab.workspace.one_sided import OneSidedWorkspace
+from mnnvl_lab.workspace.one_sided_main import MainOneSidedWorkspace
 from mnnvl_lab.workspace.two_sided import (
     TwoSidedWorkspace,
     fills_last_step,
@@ -13,6 +14,7 @@ from mnnvl_lab.workspace.two_sided import (
 
 __all__ = [
     "Allocation",
+    "MainOneSidedWorkspace",
     "OneSidedWorkspace",
     "Region",
     "TwoSidedWorkspace",
