@@ -81,7 +81,9 @@ def test_sglang_sizes_by_chunk_or_environment():
     assert read_engine("sglang", "--tp 8 --dp 8 --chunked-prefill-size 16384").capacity == 4096
     given_size = "SGLANG_FLASHINFER_NUM_MAX_DISPATCH_TOKENS_PER_RANK=512 python -m sglang.launch_server --tp 8 --dp 8"
     assert read_engine("sglang", given_size).capacity == 512
-    with pytest.raises(Refused, match="SGLANG_FLASHINFER_NUM_MAX"):
+    with pytest.raises(
+        Refused, match="SGLANG_FLASHINFER_NUM_MAX_DISPATCH_TOKENS_PER_RANK is 'many': it must be a whole number"
+    ):
         read_engine("sglang", given_size.replace("512", "many"))
 
 

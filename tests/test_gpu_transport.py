@@ -1,5 +1,7 @@
 """FlashInfer's kernels on real GPUs, beyond what the contract test asks of every transport."""
 
+import re
+
 import pytest
 
 from mnnvl_lab.errors import Refused, SmLimitFixed, WorkspaceMismatch
@@ -196,8 +198,7 @@ def test_upstreams_classes_on_a_pair(pair, layer):
     pair.use(Layout(tp=2))
     for outcome in pair.run(attempt, layer=layer, group="dp", timeout_s=FIRST_S):
         assert outcome.phase == ("dispatch" if layer == "MnnvlMoe" else "open")
-        assert "1" in outcome.words
-        assert "2" in outcome.words
+        assert re.search(r"\b1\b.*\b2\b|\b2\b.*\b1\b", outcome.words)  # both values: 1 rank spanned, ep_size 2
     assert [outcome.right for outcome in pair.run(attempt, layer=layer, group="ep", timeout_s=FIRST_S)] == [True] * 2
 
 
@@ -241,7 +242,7 @@ def test_fifo_heads_are_readable_beside_a_spinning_kernel(two):
 
 def test_partials_outside_the_promised_place_are_refused(two):
     exchange = small("one_sided", two.layout, payload_in_workspace=True)
-    with pytest.raises(Refused, match="partials_buffer"):
+    with pytest.raises(Refused, match=r"payload_in_workspace promises them; write them into partials_buffer"):
         two.run(on.misplaced, exchange, timeout_s=FIRST_S)
 
 

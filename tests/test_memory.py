@@ -142,7 +142,7 @@ def _slots_of(shot):
 
 
 def test_only_one_sided_rows_have_a_place_to_watch(host_ranks):
-    with pytest.raises(Refused, match="two_sided"):
+    with pytest.raises(Refused, match="exchanges two_sided: all must be of the same one_sided exchange"):
         host_ranks.run(capture_rounds, [point("two_sided")])
 
 

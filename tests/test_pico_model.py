@@ -32,5 +32,7 @@ def test_an_overtaking_flag_shows_as_a_stale_row():
 
 
 def test_an_unknown_mistake_is_refused():
-    with pytest.raises(LabError, match="mistake"):
+    with pytest.raises(
+        LabError, match="mistake 'no luck' is not known: choose one of flag without release, missing epoch"
+    ):
         Pico(rounds=(BOTH,), mistake="no luck")

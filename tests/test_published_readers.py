@@ -201,12 +201,12 @@ def test_they_are_drawn_in_grey_beside_ones_own(write):
 @pytest.mark.parametrize("format", [name for name in READERS if name != "aiconfigurator"])
 @pytest.mark.parametrize("content", ["", "hello", "{}", "[]", '{"series": [{}]}', '{"results": []}'])
 def test_a_foreign_file_is_refused_by_name(write, format, content):
-    with pytest.raises(RecordError, match=r"foreign\.txt"):
+    with pytest.raises(RecordError, match=r"foreign\.txt: (no|not as|holds no) .*; pass "):
         read_published(write(content, "foreign.txt"), format=format)
 
 
 def test_a_missing_file_and_an_unknown_format_are_refused(tmp_path):
-    with pytest.raises(RecordError, match=r"none\.json"):
+    with pytest.raises(RecordError, match=r"none\.json: cannot be read \(No such file"):
         read_published(tmp_path / "none.json", format="collectivex")
     with pytest.raises(Refused, match="nccl_tests"):
         read_published(tmp_path / "none.json", format="mlperf")

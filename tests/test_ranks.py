@@ -240,7 +240,7 @@ def test_closed_ranks_say_so_and_keep_what_was_printed(closed_ranks):
 
 
 def test_a_sweep_on_closed_ranks_leaves_no_file(closed_ranks, tmp_path):
-    with pytest.raises(Refused, match="closed"):
+    with pytest.raises(Refused, match=r"these ranks are closed: start new ones with Ranks\(layout\)"):
         run(QUICK, ranks=closed_ranks, out=tmp_path / "out.parquet", progress=False)
     assert not list(tmp_path.iterdir())
 

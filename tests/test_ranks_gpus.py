@@ -125,7 +125,7 @@ def test_visible_gpus_are_those_that_cuda_would_show(listed, expected):
 
 def test_nccl_is_refused_where_ranks_share_a_gpu():
     group = Group(name="ep", ranks=(0, 1), member=0, fabric="shared_gpu")
-    with pytest.raises(Refused, match="NCCL"):
+    with pytest.raises(Refused, match="NCCL on fabric shared_gpu: it refuses two ranks on one GPU"):
         group.device_group  # noqa: B018 - a property
 
 

@@ -81,7 +81,7 @@ class TestColumns:
         assert records.require_column("tokens").axis_label == "Tokens per rank"
 
     def test_unknown_names_get_near_ones(self):
-        with pytest.raises(Refused, match="latency_us"):
+        with pytest.raises(Refused, match="column 'latency_ms' is not known: did you mean latency_us"):
             records.require_column("latency_ms")
 
 
@@ -426,7 +426,9 @@ class TestFiles:
         path = records.save(table(), tmp_path / "records.parquet")
         content = path.read_bytes()
         path.write_bytes(content[: keep if keep > 1 or keep == 0 else int(len(content) * keep)])
-        with pytest.raises(RecordError, match=r"records\.parquet"):
+        with pytest.raises(
+            RecordError, match=r"records\.parquet: (holds no point yet|not a record file|truncated or damaged)"
+        ):
             records.load(path)
 
     @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])

@@ -254,14 +254,14 @@ class TestRefusals:
     def test_a_foreign_parquet_file_is_named(self, tmp_path):
         path = tmp_path / "foreign.parquet"
         small().drop(columns="mode").rename(columns={"tokens": "n"}).pipe(_bare).to_parquet(path)
-        with pytest.raises(RecordError, match=r"foreign\.parquet"):
+        with pytest.raises(RecordError, match=r"foreign\.parquet: no provenance"):
             lab.report(path, out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_one_file_twice_and_no_samples_are_refused(self, tmp_path):
         with pytest.raises(Refused, match="same bytes"):
             lab.report([PAIR, PAIR], out=tmp_path / "out")
-        with pytest.raises(Refused, match="latencies"):
+        with pytest.raises(Refused, match="no file holds samples of a sweep: a write-up is of latencies"):
             lab.report([MEMORY], out=tmp_path / "out")
         with pytest.raises(Refused, match="no files"):
             lab.report([], out=tmp_path / "out")
@@ -279,7 +279,7 @@ class TestRefusals:
         notebook = nbformat.read(TEMPLATE, 4)
         notebook.cells.append(nbformat.v4.new_markdown_cell("x", metadata={"tags": ["needs-weather"]}))
         nbformat.write(notebook, tmp_path / "mine.ipynb")
-        with pytest.raises(Refused, match="needs-skew"):
+        with pytest.raises(Refused, match="tag 'needs-weather' of the template: no such section; use .*needs-skew"):
             lab.report(PAIR, out=tmp_path / "out", template=tmp_path / "mine.ipynb")
         with pytest.raises(RecordError, match="no such template"):
             lab.report(PAIR, out=tmp_path / "out", template=tmp_path / "none.ipynb")

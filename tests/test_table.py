@@ -115,5 +115,5 @@ def test_an_infinite_change_is_shown_as_such():
 def test_unknown_styles_and_columns_name_what_there_is(samples):
     with pytest.raises(Refused, match="latex, markdown, html"):
         lab.table(samples, style="word")
-    with pytest.raises(Refused, match="interval"):
+    with pytest.raises(Refused, match="column 'intervall' is not known: did you mean interval"):
         lab.table(samples, columns=["intervall"])

@@ -111,7 +111,7 @@ def test_a_rank_that_stays_away_is_named(four, mode, phase):
 
 
 def test_waiting_ends_at_its_limit():
-    with pytest.raises(RankTimeout, match="nobody"):
+    with pytest.raises(RankTimeout, match="rank 0 in dispatch: nobody came"):
         wait_until(
             lambda: False, limit_s=0.05, on_timeout=lambda: RankTimeout(rank=0, phase="dispatch", cause="nobody came")
         )
