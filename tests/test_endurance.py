@@ -58,7 +58,7 @@ def test_masks_leave_ranks_out():
 def test_plans_that_cannot_be_drawn_are_refused():
     with pytest.raises(Refused, match="power of two"):
         endurance.Endurance(exchange=replace(exchange(), experts=24), rounds=1)
-    with pytest.raises(Refused, match="max_tokens is 24, masked True: .* masks need enable_rank_mask"):
+    with pytest.raises(Refused, match=r"max_tokens is 24, masked True: .* masks need enable_rank_mask"):
         endurance.Endurance(exchange=exchange(), rounds=1, masked=True)
 
 

@@ -111,7 +111,7 @@ def test_settings_are_measured_and_not_again(recorded):
 
 
 def test_knobs_of_shared_gpus_are_refused(recorded, tmp_path):
-    with pytest.raises(Refused, match="fabric is shared_gpu: .*turn the knobs on nvlink"):
+    with pytest.raises(Refused, match=r"fabric is shared_gpu: .*turn the knobs on nvlink"):
         tuning.record(tmp_path / "x", **recorded[2] | {"fabric": "shared_gpu"})
 
 

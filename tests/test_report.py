@@ -279,7 +279,7 @@ class TestRefusals:
         notebook = nbformat.read(TEMPLATE, 4)
         notebook.cells.append(nbformat.v4.new_markdown_cell("x", metadata={"tags": ["needs-weather"]}))
         nbformat.write(notebook, tmp_path / "mine.ipynb")
-        with pytest.raises(Refused, match="tag 'needs-weather' of the template: no such section; use .*needs-skew"):
+        with pytest.raises(Refused, match=r"tag 'needs-weather' of the template: no such section; use .*needs-skew"):
             lab.report(PAIR, out=tmp_path / "out", template=tmp_path / "mine.ipynb")
         with pytest.raises(RecordError, match="no such template"):
             lab.report(PAIR, out=tmp_path / "out", template=tmp_path / "none.ipynb")

@@ -162,6 +162,6 @@ def test_unknown_formats_sizes_and_themes_name_what_there_is(ax, tmp_path):
         plots.save(ax, tmp_path / "x", ["gif"])
     with pytest.raises(Refused, match="size 'poster' is not known: choose one of own, column, two_columns"):
         plots.save(ax, tmp_path / "x", size="poster")
-    with pytest.raises(Refused, match="theme 'neon' is not known: choose one of .*dark"):
+    with pytest.raises(Refused, match=r"theme 'neon' is not known: choose one of .*dark"):
         plots.save(ax, tmp_path / "x", theme="neon")
     assert not list(tmp_path.iterdir())

@@ -32,7 +32,7 @@ def keys(sweep):
 def test_a_size_that_the_payloads_cannot_be_packed_at_is_refused_with_the_sweep():
     odd = {"layouts": Layout(dp=3), "modes": "one_sided", "hidden": 2880, "experts": 6, "top_k": 2, "formats": "mxfp8"}
     assert Sweep(**odd, tokens=4).points()
-    with pytest.raises(Refused, match="runtime_max_tokens is 5: .* needs a multiple of 2"):
+    with pytest.raises(Refused, match=r"runtime_max_tokens is 5: .* needs a multiple of 2"):
         Sweep(**odd, tokens=5)
 
 
