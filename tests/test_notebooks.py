@@ -13,7 +13,7 @@ from PIL import Image
 
 from tools import notebooks as tool
 from tools.notebook_outputs import differences, scrub, stderr_of
-from tools.notebook_runs import is_refusal, problems, switch, uses_ranks
+from tools.notebook_runs import is_refusal, problems, uses_ranks
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))  # explore.ipynb holds just the explorer (tests/browser), templates nothing
@@ -128,6 +128,13 @@ def test_a_long_repr_beside_a_table_is_not_kept():
     ]
 
 
+def test_descriptions_of_figures_are_kept_and_no_other_metadata():
+    figure = shown(image_png=png())
+    figure.metadata = {"image/png": {"alt": "Latency by tokens", "width": 3}, "needs_background": "light"}
+    (cell,) = scrub(notebook_of(figure)).cells
+    assert cell.outputs[0].metadata == {"image/png": {"alt": "Latency by tokens"}}
+
+
 def test_outputs_of_live_cells_are_not_kept():
     (cell,) = scrub(notebook_of(printed("12.3 ms"), tags=["live"])).cells
     assert cell.outputs == []
@@ -238,11 +245,3 @@ def test_refresh_makes_check_pass_and_keeps_nothing_that_is_red(tmp_path, capsys
     red = write(tmp_path / "01-red.ipynb", "import warnings\nwarnings.warn('IProgress not found')")
     with pytest.raises(ValueError, match=r"wrote to stderr.*\n.*IProgress not found"):
         tool.main(["refresh", str(red)])
-
-
-def test_one_switch_takes_the_quickstart_to_gpus():
-    notebook = read(FOLDER / "00-quickstart.ipynb")
-    switch(notebook, "shared_gpu")
-    assert sum('fabric="shared_gpu"' in cell.source for cell in code_of(notebook)) == 1
-    with pytest.raises(ValueError, match="0 cells say"):
-        switch(notebook, "nvlink")

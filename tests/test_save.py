@@ -15,6 +15,7 @@ from PIL import Image
 
 from mnnvl_lab import datasets, plots
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.layout import Layout
 from mnnvl_lab.plots.fonts import letters_of
 from mnnvl_lab.plots.save import svg_of
 from mnnvl_lab.plots.variants import SIZES, THEMES, restyled, rewrapped
@@ -165,3 +166,17 @@ def test_unknown_formats_sizes_and_themes_name_what_there_is(ax, tmp_path):
     with pytest.raises(Refused, match=r"theme 'neon' is not known: choose one of .*dark"):
         plots.save(ax, tmp_path / "x", theme="neon")
     assert not list(tmp_path.iterdir())
+
+
+def test_in_a_notebook_a_figure_carries_its_description():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        ax = plots.rank_grid(Layout(tp=2, dp=2).to_frame(), hue="ep_group")
+        shell.display_formatter.formatters["image/png"].for_type(type(ax.figure), lambda figure: "bytes")
+        data, metadata = shell.display_formatter.format(ax.figure)
+    finally:
+        InteractiveShell.clear_instance()
+    assert data["image/png"] == "bytes"
+    assert metadata["image/png"] == {"alt": plots.alt_text(ax)}

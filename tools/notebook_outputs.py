@@ -57,9 +57,10 @@ def _is_noise(output: nbformat.NotebookNode) -> bool:
 
 
 def _without_traces(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without execution counts, metadata, addresses in memory and long reprs."""
+    """Without execution counts, addresses in memory and long reprs; of the metadata, descriptions of figures stay."""
     if output.output_type in ("execute_result", "display_data"):
-        output.metadata = {}
+        alt = {mime: {"alt": more["alt"]} for mime, more in output.metadata.items() if alt_of(more)}
+        output.metadata = nbformat.from_dict(alt)
     if "execution_count" in output:
         output.execution_count = None
     data = output.get("data", {})
@@ -68,6 +69,11 @@ def _without_traces(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for holder, key in _texts(output):
         holder[key] = ADDRESS.sub("0x...", holder[key])
     return output
+
+
+def alt_of(metadata: object) -> str:
+    """The description in the metadata of one type of an output; empty if it has none."""
+    return metadata.get("alt", "") if isinstance(metadata, dict) else ""
 
 
 def _is_long_repr(text: str) -> bool:

@@ -143,16 +143,17 @@ def _origin(provenance: Mapping[str, object]) -> str:
     return f"{', '.join(devices)} · {', '.join(days)} · commit {', '.join(commits)}"
 
 
-def fastest(table: pd.DataFrame, *, clock: str = "graph", phase: str = "round", ax: Axes | None = None) -> Axes:
+def fastest(table: pd.DataFrame, *, clock: str | None = None, phase: str = "round", ax: Axes | None = None) -> Axes:
     """Latency relative to the fastest contender, with the medians' confidence intervals and the places of change.
 
     Args:
         table: samples of all ranks, of one load at several token counts.
-        clock, phase: which samples.
+        clock, phase: which samples; by default of the table's only clock, or of `graph` if it has several.
 
     Raises:
         Refused: the samples are of several loads.
     """
+    clock = clock or crossover.usual_clock(table)
     medians = crossover.medians(table, clock=clock, phase=phase)
     medians = medians[medians["tokens"] > 0].sort_values("tokens")
     _require_one_load(medians)

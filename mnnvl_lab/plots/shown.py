@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_SERIES = 8
 """A description names so many series; a figure has seldom more."""
@@ -42,6 +44,21 @@ def alt_text(ax: Axes) -> str:
     more = [f"and {len(series) - MOST_SERIES} more series"] if len(series) > MOST_SERIES else []
     caption = words_of(ax, "caption").replace("\n", " ")
     return ". ".join(part.rstrip(".") for part in [*parts, *series[:MOST_SERIES], *more, caption] if part) + "."
+
+
+def describe_figures() -> None:
+    """In a notebook, give each figure's picture its description: `alt` in the metadata of the output."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from matplotlib.figure import Figure
+
+        shell.display_formatter.mimebundle_formatter.for_type(Figure, _description)
+
+
+def _description(figure: Figure, include=None, exclude=None) -> tuple[dict, dict]:
+    """No data, which other formatters bring, and the metadata of `image/png`."""
+    parts = [alt_text(ax) for ax in figure.axes if title_of(ax) or words_of(ax, "subtitle")]
+    return {}, {"image/png": {"alt": " ".join(parts)}} if parts else {}
 
 
 def labelled_lines(ax: Axes) -> list:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mnnvl_lab.plots.shown import describe_figures
 from mnnvl_lab.records import provenance_of, require_column
 from mnnvl_lab.records.table import parts_of
 
@@ -104,6 +105,7 @@ def new_axes(ax: Axes | None, *, width: float = 7.2, height: float = 4.4) -> Axe
         return ax
     from matplotlib import pyplot
 
+    describe_figures()
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import Refused
+from mnnvl_lab.plots.shown import describe_figures
 from mnnvl_lab.plots.style import BLUE, FAINT, INK, ORANGE, QUIET, caption, contrast_color, head, new_axes, style
 from mnnvl_lab.workspace.snapshot import NAMELESS, STALE, STATES, UNTOUCHED, VALID, Snapshot
 from mnnvl_lab.workspace.two_sided import FIFO_DEPTH
@@ -65,6 +66,7 @@ def strip(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str
     """The snapshots below each other, on one scale, as the frames of a round."""
     from matplotlib import pyplot
 
+    describe_figures()
     height = 0.75 + 0.3 * len(snapshots[0].received_R)
     with style():
         figure, axes = pyplot.subplots(
@@ -107,7 +109,9 @@ def film(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str 
         path = Path(folder) / "film.gif"
         animation.save(path, writer=PillowWriter(fps=1 / frame_s), dpi=FILM_DPI)
         pyplot.close(animation._fig)
-        return Image(data=path.read_bytes(), format="gif")
+        moments = "; ".join(shot.moment for shot in snapshots)
+        alt = f"Film of the {region} rows of rank {snapshots[0].ep_rank} in {len(snapshots)} frames: {moments}."
+        return Image(data=path.read_bytes(), format="gif", alt=alt)
 
 
 def play(snapshots: Sequence[Snapshot], *, region: str = "dispatch", words: str = "") -> HTML:
