@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -243,6 +244,12 @@ def test_a_sweep_on_closed_ranks_leaves_no_file(closed_ranks, tmp_path):
     with pytest.raises(Refused, match=r"these ranks are closed: start new ones with Ranks\(layout\)"):
         run(QUICK, ranks=closed_ranks, out=tmp_path / "out.parquet", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_for_another_fabric_than_the_ranks_is_refused_before_it_starts():
+    ranks = SimpleNamespace(fabric="shared_gpu", require_open=lambda: None)
+    with pytest.raises(Refused, match=r"sweep is for fabric host but the ranks are on shared_gpu: .* pass the same"):
+        run(QUICK, ranks=ranks, progress=False)
 
 
 WRONG_ARGUMENTS = {

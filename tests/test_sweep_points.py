@@ -52,6 +52,20 @@ class TestWhatIsTaken:
         assert (sweep.formats, sweep.fabric, sweep.clocks) == (("bf16",), "host", ("eager",))
         assert one(options={"One-Sided": {"combine_dtype": "FP32"}}).exchange.combine_dtype == "fp32"
 
+    @pytest.mark.parametrize(
+        ("changes", "clock"),
+        [
+            ({}, "eager"),
+            ({"fabric": "nvlink"}, "graph"),
+            ({"fabric": "shared_gpu"}, "graph"),
+            ({"fabric": "nvlink", "delay": Delay(delay_us=5)}, "eager"),
+            ({"fabric": "nvlink", "cold_l2": True}, "eager"),
+            ({"fabric": "nvlink", "clocks": "kernel"}, "kernel"),
+        ],
+    )
+    def test_the_clock_follows_the_fabric_unless_it_is_given(self, changes, clock):
+        assert Sweep(**PAIR, tokens=1, **changes).clocks == (clock,)
+
     def test_numbers_of_numpy(self):
         sweep = Sweep(**PAIR, tokens=np.array([1, 4]), seed=np.int64(7))
         assert [type(tokens) for tokens in sweep.tokens] == [int, int]

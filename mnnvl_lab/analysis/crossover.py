@@ -30,12 +30,12 @@ WORDS = MappingProxyType(
 WITHIN = (*POINT_COLUMNS, "device")
 
 
-def medians(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round") -> pd.DataFrame:
+def medians(samples: pd.DataFrame, *, clock: str | None = None, phase: str = "round") -> pd.DataFrame:
     """Median of the slowest rank with its 95 % confidence interval.
 
     Args:
         samples: of all ranks, as `records.load` gives them.
-        clock, phase: which samples; contenders are only compared within one clock.
+        clock, phase: which samples; contenders are only compared within one clock, by default `usual_clock`.
 
     Returns:
         A row a contender and point: the point columns, `contender` (the mode, with its options), `p50_us`, `low_us`,
@@ -44,6 +44,7 @@ def medians(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round"
     Raises:
         Refused: no such samples, or fewer than six iterations of a point.
     """
+    clock = clock or usual_clock(samples)
     chosen = samples[(samples["clock"] == clock) & (samples["phase"] == phase)]
     if chosen.empty:
         have = ", ".join(f"{c} {p}" for c, p in samples[["clock", "phase"]].drop_duplicates().itertuples(index=False))
@@ -56,7 +57,7 @@ def medians(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round"
     return _with_capacities(derived)
 
 
-def table(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round") -> pd.DataFrame:
+def table(samples: pd.DataFrame, *, clock: str | None = None, phase: str = "round") -> pd.DataFrame:
     """The fastest contender at each token count.
 
     Returns:
@@ -77,7 +78,7 @@ def table(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round") 
     return pd.DataFrame(rows)
 
 
-def crossings(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "round") -> pd.DataFrame:
+def crossings(samples: pd.DataFrame, *, clock: str | None = None, phase: str = "round") -> pd.DataFrame:
     """Where two contenders change places.
 
     Returns:
@@ -92,6 +93,12 @@ def crossings(samples: pd.DataFrame, *, clock: str = "graph", phase: str = "roun
             rows += [load | change for change in _changes(a, by_name[a], b, by_name[b])]
     names = ["below", "above", "tokens", "tokens_low", "tokens_high"]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=names)
+
+
+def usual_clock(samples: pd.DataFrame) -> str:
+    """The clock of the samples if they have one alone, else `graph`, which holds no launches."""
+    clocks = samples["clock"].unique()
+    return str(clocks[0]) if len(clocks) == 1 else "graph"
 
 
 def _median_interval(values: pd.Series) -> pd.Series:

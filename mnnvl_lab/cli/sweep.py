@@ -80,7 +80,9 @@ def _add_axes(parser) -> None:
         "--routing", nargs="+", default=["uniform"], metavar="ROUTING", help="see below (default uniform)"
     )
     axes.add_argument("--format", nargs="+", default=["bf16"], metavar="FORMAT", help=f"{FORMATS} (default bf16)")
-    axes.add_argument("--clock", nargs="+", default=["eager"], metavar="CLOCK", help="see below (default eager)")
+    axes.add_argument(
+        "--clock", nargs="+", metavar="CLOCK", help="see below (default eager on fabric host, graph on GPUs)"
+    )
     for name, meaning in CAPACITIES.items():
         axes.add_argument(name, nargs="+", type=whole_in(1, MOST_COUNT), metavar="T", help=meaning)
     parser.add_argument("--fabric", default="host", metavar="FABRIC", help="host, shared_gpu or nvlink (default host)")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab import records
-from mnnvl_lab.errors import Interrupted
+from mnnvl_lab.errors import Interrupted, Refused
 from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.clocks import Sample
@@ -147,13 +147,14 @@ def run(
         A tidy table, one row per rank, phase and iteration, with its provenance in `attrs`.
 
     Raises:
-        Refused: a point breaks a limit. WrongResult: a result differs from the oracle. RankError: a rank failed.
+        Refused: a point breaks a limit, or `ranks` are closed or of another fabric. WrongResult: a result differs from
+        the oracle. RankError: a rank failed.
         RecordError: `out` exists and is not to be resumed, or another sweep is writing it.
         Interrupted: by the user. Finished points are in its `table`; without `out` they are also saved to a file that
         the message names. Any other error that ends a sweep without `out` carries them in the same way.
     """
     if ranks is not None:
-        ranks.require_open()
+        _require_usable(ranks, sweep)
     origin = records.provenance(
         fabric=sweep.fabric,
         clocks=sweep.clocks,
@@ -175,6 +176,15 @@ def run(
                 kept.add(table)
                 added.append(point)
         return kept.table
+
+
+def _require_usable(ranks: Ranks, sweep: Sweep) -> None:
+    ranks.require_open()
+    if ranks.fabric != sweep.fabric:
+        raise Refused(
+            f"the sweep is for fabric {sweep.fabric} but the ranks are on {ranks.fabric}: its record would name the "
+            "wrong one; pass the same fabric to Sweep and Ranks"
+        )
 
 
 @contextmanager

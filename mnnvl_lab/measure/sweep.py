@@ -35,7 +35,8 @@ class Sweep:
 
     Attributes:
         layouts, modes, tokens, routings, formats, clocks: the axes. `tokens` holds a count for all ranks, or a tuple
-            with one per rank; `routings` a routing or its label, such as `zipf:1.2`.
+            with one per rank; `routings` a routing or its label, such as `zipf:1.2`. `clocks` is `eager` on `host`, and
+            on GPUs `graph`, unless it is given; with a delay or a cold cache `eager` everywhere.
         max_tokens: axis of capacities, tokens per rank for which the workspace is sized; None for `runtime_max_tokens`.
         runtime_max_tokens: axis of the tokens per rank on which all ranks agree; None for the fullest rank's tokens.
         hidden, experts, top_k: the MoE shape, or `model`, a `Model` or its name.
@@ -55,7 +56,7 @@ class Sweep:
     modes: str | Iterable[str] = MODES[:2]
     routings: Routing | str | Iterable[Routing | str] = (Uniform(),)
     formats: str | Iterable[str] = ("bf16",)
-    clocks: str | Iterable[str] = ("eager",)
+    clocks: str | Iterable[str] | None = None
     max_tokens: int | Iterable[int | None] | None = None
     runtime_max_tokens: int | Iterable[int | None] | None = None
     fabric: str = "host"
@@ -78,6 +79,8 @@ class Sweep:
     def __post_init__(self):
         for name, coerce in FIELDS.items():
             object.__setattr__(self, name, coerce(name, getattr(self, name)))
+        if self.clocks is None:
+            object.__setattr__(self, "clocks", (self._usual_clock,))
         self._take_shape()
         self._require_size()
         for point in self.points():
@@ -102,6 +105,11 @@ class Sweep:
     @property
     def _counts(self) -> tuple[tuple, ...]:
         return self.tokens, self.runtime_max_tokens, self.max_tokens
+
+    @property
+    def _usual_clock(self) -> str:
+        """On GPUs `eager` holds Python's launches, so figures are drawn of `graph` unless it cannot time the sweep."""
+        return "eager" if self.fabric == "host" or self.delay.delay_us or self.cold_l2 else "graph"
 
     def _exchange(self, layout: Layout, mode: str, form: str, load: Load, capacity: int | None) -> Exchange:
         sizes = {"max_tokens": load.runtime_max if capacity is None else capacity}
@@ -202,7 +210,7 @@ FIELDS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
         "modes": _axis(_known(MODES, "mode")),
         "routings": _axis(lambda name, value: parse(value)),
         "formats": _axis(lambda name, value: require_format(value).name),
-        "clocks": _axis(_known(CLOCKS, "clock")),
+        "clocks": lambda name, value: None if value is None else _axis(_known(CLOCKS, "clock"))(name, value),
         "max_tokens": _axis(_optional(_count(MOST_TOKENS))),
         "runtime_max_tokens": _axis(_optional(_count(MOST_TOKENS))),
         "fabric": _known(FABRICS, "fabric"),
