@@ -72,6 +72,7 @@ _NAMES = {
     "check": "mnnvl_lab.notebook",
     "export": "mnnvl_lab.records.export",
     "glossary": "mnnvl_lab.glossary",
+    "host_only": "mnnvl_lab.notebook",
     "explore": "mnnvl_lab.explorer.explore",
     "plan": "mnnvl_lab.planner",
     "predict": "mnnvl_lab.prediction",

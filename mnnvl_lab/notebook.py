@@ -33,6 +33,18 @@ def readable_bytes(size: int) -> str:
     return f"{value:,.1f} {UNITS[unit]}" if unit else f"{size} B"
 
 
+def host_only(fabric: str, reason: str) -> str:
+    """The fabric for what no GPU can show: always `host`. Prints a sentence where the notebook runs on another one.
+
+    Args:
+        fabric: that the reader chose.
+        reason: why a GPU cannot show it, a clause.
+    """
+    if fabric != "host":
+        print(f"This part runs on fabric host, not on {fabric}: {reason}.")
+    return "host"
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Answer:
     """What a guess is worth; a notebook shows it, with the answer folded away.

@@ -8,7 +8,7 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Point
-from mnnvl_lab.measure.capture import snapshots_table, step_rounds
+from mnnvl_lab.measure.capture import received_blocks, snapshots_table, step_rounds
 from mnnvl_lab.plots import fifos
 from mnnvl_lab.plots.workspace import last_steps
 from mnnvl_lab.routing import Load, Uniform, traffic
@@ -36,6 +36,16 @@ def test_heads_and_tails_follow_from_the_rows(host_ranks):
     assert np.array_equal(first["head"].to_numpy().reshape(3, 3), np.minimum(out_RR, 8))
     assert (table["head"] - table["tail"]).between(0, 8).all()
     assert [len(tokens) for tokens in watched[2].tokens_R] == list(watched[2].counts_R) == rows_RR[:, 2].tolist()
+
+
+def test_rows_lie_where_they_lay_in_slow_motion(host_ranks):
+    host_ranks.use(Layout(dp=3))
+    for stepped, blocks in zip(
+        host_ranks.run(step_rounds, point()), host_ranks.run(received_blocks, point()), strict=True
+    ):
+        assert (blocks.ep_rank, blocks.counts_R) == (stepped.ep_rank, stepped.counts_R)
+        assert blocks.starts_R == (0, *np.cumsum(blocks.counts_R)[:-1])
+        assert all(map(np.array_equal, blocks.tokens_R, stepped.tokens_R))
 
 
 def test_one_sided_rounds_have_no_turns(host_ranks):

@@ -1,5 +1,7 @@
 """Pico in steps, as notebook 12 shows them."""
 
+import os
+
 import pytest
 
 from mnnvl_lab.transport.pico import steps
@@ -33,6 +35,13 @@ def test_a_later_round_leaves_old_rows_behind_its_count():
     two = steps.TwoRanks().put(TARGETS, epoch=1).put([[0, 0]], epoch=2)
     assert two.memory[:, 14:].tolist() == [[1, 2], [0, 2]]
     assert rows_of(two, 1)[0] == [10, 0]
+
+
+def test_ranks_that_are_started_later_compile_their_kernels(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    steps.TwoRanks().put(TARGETS)
+    assert steps.source_of("signal").startswith("@")
+    assert "TRITON_INTERPRET" not in os.environ
 
 
 def test_the_recorded_ladder_is_below_flashinfer_at_every_size():

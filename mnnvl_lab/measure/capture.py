@@ -139,22 +139,31 @@ SENT, TAKEN = "sent", "taken"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepped:
-    """What one rank saw of a round.
+class Blocks:
+    """Where the rows that one rank received in a round lie.
 
     Attributes:
-        ep_rank: whose it is.
-        looks: moment, heads `[R]` and tails `[R]` of the FIFOs that this rank fills.
-        counts_R: rows that prepare announced from each source.
+        ep_rank: whose they are.
+        counts_R: rows that each source sent.
         starts_R: where each source's rows begin among those received.
         tokens_R: for each source, the tokens whose rows lie there, by their own headers.
     """
 
     ep_rank: int
-    looks: tuple[tuple[str, np.ndarray, np.ndarray], ...]
     counts_R: tuple[int, ...]
     starts_R: tuple[int, ...]
     tokens_R: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Blocks):
+    """The same of a round in slow motion.
+
+    Attributes:
+        looks: moment, heads `[R]` and tails `[R]` of the FIFOs that this rank fills.
+    """
+
+    looks: tuple[tuple[str, np.ndarray, np.ndarray], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +220,7 @@ def step_rounds(rank, point: Point) -> Stepped:
         Refused: another mode or fabric: the kernels cannot be stopped between two entries.
         WrongResult: the round was wrong.
     """
-    from mnnvl_lab.measure.check import check_combined, check_received
-    from mnnvl_lab.measure.workload import Work, fake_experts
+    from mnnvl_lab.measure.workload import Work
 
     if (point.exchange.mode, rank.fabric) != ("two_sided", "host"):
         raise Refused(
@@ -221,17 +229,37 @@ def step_rounds(rank, point: Point) -> Stepped:
         )
     work = Work.of(rank, point)
     with SteppedTwoSided(rank, point.exchange) as transport:
-        received = transport.dispatch(work.batch())
-        tokens_R = check_received(work, received)
-        partials = fake_experts(transport, work, received, tokens_R)
-        check_combined(work, transport.combine(partials, received.handle))
-        return Stepped(
-            ep_rank=transport.ep_rank,
-            looks=tuple(transport.looks),
-            counts_R=received.counts_R,
-            starts_R=received.starts_R,
-            tokens_R=tuple(tokens_R),
-        )
+        blocks = _checked_blocks(transport, work)
+        return Stepped(**vars(blocks), looks=tuple(transport.looks))
+
+
+def received_blocks(rank, point: Point) -> Blocks:
+    """Rank function, on every fabric: where the rows of a checked round lie. Collective.
+
+    Raises:
+        WrongResult: the round was wrong.
+    """
+    from mnnvl_lab.measure.workload import Work
+    from mnnvl_lab.transport import open_transport
+
+    with open_transport(rank, point.exchange) as transport:
+        return _checked_blocks(transport, Work.of(rank, point))
+
+
+def _checked_blocks(transport, work) -> Blocks:
+    from mnnvl_lab.measure.check import check_combined, check_received
+    from mnnvl_lab.measure.workload import fake_experts
+
+    received = transport.dispatch(work.batch())
+    tokens_R = check_received(work, received)
+    partials = fake_experts(transport, work, received, tokens_R)
+    check_combined(work, transport.combine(partials, received.handle))
+    return Blocks(
+        ep_rank=transport.ep_rank,
+        counts_R=received.counts_R,
+        starts_R=received.starts_R,
+        tokens_R=tuple(tokens_R),
+    )
 
 
 def snapshots_table(watched: Sequence[Stepped]) -> pd.DataFrame:

@@ -174,6 +174,19 @@ def partials_problem(partials: torch.Tensor, rows: int, hidden: int, combine_dty
     )
 
 
+def require_host(rank: Rank, mode: str) -> None:
+    """Check that ranks are processes without GPUs: the protocols between processes move rows of the host's memory.
+
+    Raises:
+        Refused: they are on another fabric.
+    """
+    if rank.fabric != "host":
+        raise Refused(
+            f"{mode} between processes on fabric {rank.fabric}: its steps are Python's, on memory of the host, and a "
+            'kernel cannot be stopped or changed like them; start Ranks(layout, fabric="host") for it'
+        )
+
+
 def require_ep_workspace(rank: Rank, exchange: Exchange, *, phase: str, kernel_message: str) -> None:
     """Refuse a workspace that spans another group than the EP group.
 

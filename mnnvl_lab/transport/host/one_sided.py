@@ -24,7 +24,7 @@ from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable
 from mnnvl_lab.transport.host.send_plan import SendPlan
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
 from mnnvl_lab.transport.host.sync import WAIT_LIMIT_S, Epochs
-from mnnvl_lab.transport.validation import require_ep_workspace
+from mnnvl_lab.transport.validation import require_ep_workspace, require_host
 from mnnvl_lab.workspace import OneSidedWorkspace
 from mnnvl_lab.workspace.mnnvl import split_regions
 
@@ -59,6 +59,7 @@ class HostOneSided(Transport):
     epochs: ClassVar[type[Epochs]] = Epochs
 
     def __init__(self, rank: Rank, exchange: Exchange):
+        require_host(rank, self.mode)
         super().__init__(rank, exchange)
         require_ep_workspace(rank, exchange, phase="open", kernel_message=KERNEL_MESSAGE)
         self.workspace, self.wait_limit_s = OneSidedWorkspace.of(exchange), WAIT_LIMIT_S

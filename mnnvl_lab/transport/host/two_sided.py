@@ -23,7 +23,7 @@ from mnnvl_lab.transport.host.fifo import FifoChannels, SendBatch, blocks, start
 from mnnvl_lab.transport.host.send_plan import SendPlan
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
 from mnnvl_lab.transport.host.sync import WAIT_LIMIT_S, Fence
-from mnnvl_lab.transport.validation import require_ep_workspace
+from mnnvl_lab.transport.validation import require_ep_workspace, require_host
 from mnnvl_lab.workspace import TwoSidedWorkspace
 from mnnvl_lab.workspace.two_sided import PEERS_PER_BLOCK
 
@@ -60,6 +60,7 @@ class HostTwoSided(Transport):
     phases = ("prepare", "dispatch", "combine")
 
     def __init__(self, rank: Rank, exchange: Exchange):
+        require_host(rank, self.mode)
         super().__init__(rank, exchange)
         self.wait_limit_s = WAIT_LIMIT_S
         one_channel = 2 * -(-self.ep_size // PEERS_PER_BLOCK)

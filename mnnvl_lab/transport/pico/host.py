@@ -101,3 +101,15 @@ def interpreted_kernels():
 def use_interpreter() -> None:
     """Let Triton interpret the kernels that this process imports from now on."""
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@contextmanager
+def interpreter():
+    """Context in which kernels are imported and run in Triton's interpreter; ranks that are started later do not."""
+    before = os.environ.pop("TRITON_INTERPRET", None)
+    use_interpreter()
+    try:
+        yield
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+        os.environ |= {} if before is None else {"TRITON_INTERPRET": before}

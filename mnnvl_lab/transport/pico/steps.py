@@ -42,17 +42,17 @@ class TwoRanks:
         """
         import torch
 
-        from mnnvl_lab.transport.pico.host import use_interpreter
-
-        use_interpreter()
-        from mnnvl_lab.transport.pico import step_kernels
+        from mnnvl_lab.transport.pico.host import interpreter
 
         targets = torch.tensor(targets_TK, dtype=torch.int32)
         T, K = targets.shape
         rows = torch.tensor([[10 * epoch + t, t] for t in range(T)], dtype=torch.int32)
         counters = torch.zeros(2, dtype=torch.int32)
         switches = {"COUNT": count, "DISTINCT": distinct, "FLAG": flag}
-        step_kernels.put[(T,)](self.memory, rows, targets, counters, epoch, T, K=K, **switches)
+        with interpreter():
+            from mnnvl_lab.transport.pico import step_kernels
+
+            step_kernels.put[(T,)](self.memory, rows, targets, counters, epoch, T, K=K, **switches)
         return self
 
     def table(self) -> pd.DataFrame:
@@ -71,11 +71,10 @@ def trace(result) -> pd.DataFrame:
 
 def source_of(name: str) -> str:
     """A function of the kernels' file, as text."""
-    from mnnvl_lab.transport.pico.host import use_interpreter
+    from mnnvl_lab.transport.pico.host import interpreter
 
-    use_interpreter()
-    from mnnvl_lab.transport.pico import kernels
-
+    with interpreter():
+        from mnnvl_lab.transport.pico import kernels
     function = getattr(kernels, name)
     return inspect.getsource(getattr(function, "fn", function))
 
