@@ -20,9 +20,10 @@ from tools.notebook_outputs import compare_cells, differences, scrub, stderr_of
 
 CELL_TIMEOUT_S = 300
 AGAIN_TIMEOUT_S = 60
-SWITCH = 'fabric="host"'
+SWITCH = 'FABRIC = "host"  # or "shared_gpu", "nvlink"'
 REFUSALS = (errors.Refused, errors.RecordError)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+STARTS_RANKS = re.compile(r"\b(Ranks|lab\.run)\(")
 CLOSED, NEW_RANKS = "ranks are closed", "Ranks("  # what is said of closed ranks, and how to go on
 
 
@@ -30,35 +31,52 @@ def execute(path: Path, workdir: Path, fabric: str = "host") -> nbformat.Noteboo
     """The notebook, executed top to bottom in a fresh kernel whose current directory is `workdir`.
 
     Args:
-        fabric: takes the place of `host` in the notebook's one switch.
+        fabric: takes the place of `host` in the notebook's one switch; a notebook without one starts no ranks.
 
     Raises:
-        ValueError: another fabric is asked for and the notebook has no switch.
+        ValueError: another fabric is asked for, and the notebook starts ranks without a switch.
         nbclient.exceptions.CellExecutionError: a cell raised, with its source and traceback.
     """
-    notebook = nbformat.read(path, as_version=4)
-    if fabric != "host":
-        switch(notebook, fabric)
+    notebook = read(path, fabric)
     with started(notebook, workdir) as client:
         run_all(client)
     return notebook
 
 
+def read(path: Path, fabric: str = "host") -> nbformat.NotebookNode:
+    """The notebook with `fabric` in its switch; see `switch`."""
+    notebook = nbformat.read(path, as_version=4)
+    if fabric != "host":
+        switch(notebook, fabric)
+    return notebook
+
+
 def switch(notebook: nbformat.NotebookNode, fabric: str) -> None:
-    """Put `fabric` where the notebook says `fabric="host"`."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and SWITCH in cell.source]
-    if len(cells) != 1:
-        raise ValueError(f"{len(cells)} cells say {SWITCH}: a notebook that runs on GPUs has one such switch")
-    cells[0].source = cells[0].source.replace(SWITCH, f'fabric="{fabric}"')
+    """Put `fabric` into the line `SWITCH` of the first code cell; a notebook that starts no ranks has no such line.
+
+    Raises:
+        ValueError: the line is missing although ranks are started, or is not once in the first code cell.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = [number for number, cell in enumerate(code) for line in cell.source.splitlines() if line == SWITCH]
+    if found == [0]:
+        code[0].source = code[0].source.replace('"host"', f'"{fabric}"', 1)
+    elif found or any(STARTS_RANKS.search(cell.source) for cell in code):
+        raise ValueError(
+            f"code cells {found or 'none'} have the line {SWITCH}: a notebook that starts ranks has it once, in its "
+            "first code cell"
+        )
 
 
 @contextmanager
-def started(notebook: nbformat.NotebookNode, workdir: Path) -> Iterator[NotebookClient]:
-    """A client with a fresh kernel in `workdir`; the kernel ends with the block."""
+def started(
+    notebook: nbformat.NotebookNode, workdir: Path, timeout_s: float = CELL_TIMEOUT_S
+) -> Iterator[NotebookClient]:
+    """A client with a fresh kernel in `workdir`, with a limit for each cell; the kernel ends with the block."""
     workdir.mkdir(parents=True, exist_ok=True)
     kernel = AsyncKernelManager(kernel_name="python3", transport_encryption="auto")
     where = {"metadata": {"path": str(workdir)}}
-    client = NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where)
+    client = NotebookClient(notebook, km=kernel, timeout=timeout_s, resources=where)
     client.reset_execution_trackers()
     with client.setup_kernel(cleanup_kc=True):  # a kernel manager that was passed in is left running otherwise
         yield client

@@ -1,7 +1,7 @@
 """Run notebooks from a fresh kernel, as a reader would; renew or check the outputs that are kept in their files.
 
 python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out              # copy, figures, records
-python -m tools.notebooks run notebooks/00-quickstart.ipynb --fabric shared_gpu    # the same cells on GPUs
+python -m tools.notebooks run notebooks/*.ipynb --fabric shared_gpu                # the same cells on GPUs
 python -m tools.notebooks refresh notebooks/[0-9]*.ipynb                           # run, scrub, write back
 python -m tools.notebooks check notebooks/[0-9]*.ipynb                             # fresh run against kept outputs
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from tools.notebook_outputs import scrub, stderr_of
-from tools.notebook_runs import execute, problems
+from tools.notebook_runs import ANSI, CELL_TIMEOUT_S, execute, problems, read, run_all, started
 
 
 def figures(notebook: nbformat.NotebookNode) -> Iterator[bytes]:
@@ -30,15 +31,35 @@ def figures(notebook: nbformat.NotebookNode) -> Iterator[bytes]:
                 yield base64.b64decode(png)
 
 
-def run(paths: list[Path], out: Path, fabric: str = "host") -> None:
-    """Execute copies into `out`: the notebook, its figures as PNG files, and the records that it saved."""
+def run(paths: list[Path], out: Path, fabric: str = "host", cell_timeout_s: float = CELL_TIMEOUT_S) -> int:
+    """Execute copies into `out`: the notebook, its figures as PNG files, and the records that it saved.
+
+    A notebook that fails is written as far as it came, and the next one runs.
+    """
+    ends = {}
     for path in paths:
         print(f"running {path} ...", flush=True)
-        began_s = time.perf_counter()
-        executed = execute(path, out, fabric)
-        nbformat.write(executed, out / path.name)
-        names = [_write(out / f"{path.stem}-figure-{n}.png", png) for n, png in enumerate(figures(executed), 1)]
-        print(_report(executed, path, out, names, time.perf_counter() - began_s))
+        began_s, notebook = time.perf_counter(), read(path, fabric)
+        ends[path.name] = _run_one(notebook, out, cell_timeout_s)
+        elapsed_s = time.perf_counter() - began_s
+        nbformat.write(notebook, out / path.name)
+        names = [_write(out / f"{path.stem}-figure-{n}.png", png) for n, png in enumerate(figures(notebook), 1)]
+        print(ends[path.name] or _report(notebook, path, out, names, elapsed_s), flush=True)
+    failed = [name for name, end in ends.items() if end]
+    if len(paths) > 1:
+        words = f"failed: {', '.join(failed)}" if failed else "all ran to their end"
+        print(f"{len(paths)} notebooks on fabric {fabric}: {words}")
+    return int(bool(failed))
+
+
+def _run_one(notebook: nbformat.NotebookNode, out: Path, cell_timeout_s: float) -> str:
+    """Run all cells; what ended the run early, or nothing."""
+    try:
+        with started(notebook, out, cell_timeout_s) as client:
+            run_all(client)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return ANSI.sub("", f"{type(error).__name__}: {error}")
+    return ""
 
 
 def _write(path: Path, data: bytes) -> str:
@@ -106,6 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         if function is run:
             command.add_argument("--out", type=Path, default=Path("out"))
             command.add_argument("--fabric", default="host", help="host, shared_gpu or nvlink")
+            limit = {"type": float, "default": CELL_TIMEOUT_S, "metavar": "S"}
+            command.add_argument("--cell-timeout-s", **limit, help="most seconds for one cell")
     chosen = vars(parser.parse_args(arguments))
     return {"run": run, "refresh": refresh, "check": check}[chosen.pop("command")](**chosen) or 0
 
