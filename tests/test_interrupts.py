@@ -97,7 +97,7 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
 try:
     threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT)).start()
-    Ranks(Layout(dp=3), progress=False)
+    ranks = Ranks(Layout(dp=3), progress=False)
     time.sleep(60)
 except KeyboardInterrupt as error:
     print("stopped:", error)
