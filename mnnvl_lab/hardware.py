@@ -243,6 +243,35 @@ def nvlink_domain(gpu: int) -> str:
     return ""
 
 
+FABRIC_STATES = ("not supported", "not started", "in progress", "completed")
+"""Of NVML, in the order of its numbers: whether a GPU has joined the NVLink fabric."""
+
+
+def fabric_states() -> tuple[str, ...]:
+    """Of each visible GPU its state in the NVLink fabric, with cluster UUID and clique where it is in one.
+
+    Returns:
+        Such as `completed 3f2a...-1`, or `completed` in no cluster (an HGX host); empty where NVML does not say.
+    """
+    with suppress(Exception):  # no NVML, or one too old to know of fabrics
+        import pynvml
+
+        chosen = visible(_uuids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        pynvml.nvmlInit()
+        try:
+            return tuple(_fabric_state(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)) for uuid in chosen)
+        finally:
+            pynvml.nvmlShutdown()
+    return ()
+
+
+def _fabric_state(nvml, handle) -> str:
+    info = nvml.c_nvmlGpuFabricInfo_t()
+    nvml.nvmlDeviceGetGpuFabricInfo(handle, info)
+    state, cluster = FABRIC_STATES[min(info.state, len(FABRIC_STATES) - 1)], bytes(info.clusterUuid)
+    return f"{state} {cluster.hex()}-{info.cliqueId}" if any(cluster) else state
+
+
 def comes_to_rest(device: torch.device, *, limit_s: float = REST_LIMIT_S) -> bool:
     """Whether what this process has enqueued on a GPU ends in time; asks again and again, never waits in the driver.
 
