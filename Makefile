@@ -9,15 +9,18 @@ ARGS   ?=
 ROOT   ?=
 OPENED ?= notebooks/00-quickstart.ipynb
 
-.PHONY: quickstart test test-cluster test-browser lab explore notebooks bench soak lint clean
+.PHONY: quickstart test test-notebooks test-cluster test-browser lab explore notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
 	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
 
 test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then those that need the machine to themselves
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m 'not serial' -n $(JOBS) --dist loadgroup
-	$(BIN)/python -m pytest -m serial
+	$(BIN)/python -m pytest -m 'not serial and not notebook' -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -m 'serial and not notebook'
+
+test-notebooks: $(VENV)/.ready  ## run every notebook afresh and compare it with the outputs that it keeps
+	$(BIN)/python -m pytest -m notebook -n $(JOBS)
 
 test-cluster: $(VENV)/.ready  ## ranks under Slurm and over SSH, on daemons that the tests start; skipped where they are not installed
 	$(BIN)/python -m pytest tests/cluster -rs

@@ -32,7 +32,13 @@ def _figures_go():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` skip where no GPU is, in one place and with one reason."""
+    """Side by side, a module's tests stay in one process, which makes its fixtures (ranks, fits, reports) once.
+
+    Tests marked `gpu` skip where no GPU is, in one place and with one reason.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("notebook"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     if count_visible_gpus():
         return
     no_gpu = pytest.mark.skip(reason="no NVIDIA GPU is visible: FlashInfer's kernels cannot run here")

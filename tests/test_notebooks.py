@@ -74,6 +74,7 @@ def test_outputs_are_kept_without_noise(path):
     assert not any(output.output_type == "error" for output in outputs)
 
 
+@pytest.mark.notebook
 @pytest.mark.timeout(300)
 @every_notebook
 def test_a_fresh_run_has_the_kept_outputs_and_cells_run_again(path, tmp_path, monkeypatch):
