@@ -59,6 +59,7 @@ _NAMES = {
     "Load": "mnnvl_lab.routing",
     "MODELS": "mnnvl_lab.model",
     "Oracle": "mnnvl_lab.oracle",
+    "Padding": "mnnvl_lab.routing",
     "Point": "mnnvl_lab.measure",
     "RankDied": "mnnvl_lab.errors",
     "RankError": "mnnvl_lab.errors",

@@ -85,6 +85,8 @@ class Exchange(ExchangeShape):
             (programmatic dependent launch, one-sided).
         mended_prepare: prepare by FlashInfer's kernel with the second publication of a full step taken out (two-sided
             on GPUs; `mnnvl_lab.transport.flashinfer.mended`).
+        invalid_ids: what becomes of rows that say expert id -1 or E, as padding does: `refuse` the batch, send them
+            `as_kernel` of FlashInfer 0.7.2, or `drop` them (on `host`); see `mnnvl_lab.routing.padding`.
 
     The rest are those of `ExchangeShape`.
     """
@@ -95,6 +97,7 @@ class Exchange(ExchangeShape):
     enable_rank_mask: bool = False
     without_pdl: bool = False
     mended_prepare: bool = False
+    invalid_ids: str = "refuse"
 
     @property
     def workspace_options(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pandas as pd
 from mnnvl_lab import plots
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
-from mnnvl_lab.plots.bounds import can_redraw, need_of, rows_of, tokens_of
+from mnnvl_lab.plots.bounds import LOADS, can_redraw, need_of, rows_of
 from mnnvl_lab.plots.parts import lines, settings
 
 if TYPE_CHECKING:
@@ -32,10 +32,9 @@ def figures(table: pd.DataFrame, *, gpu: Gpu) -> Iterator[tuple[str, Axes]]:
         yield f"latency{name}", plots.latency(part, bounds=plots.lower_bounds(part))
     for name, part in settings(table, SHAPE):
         yield from _workspaces(name, part, gpu)
-    for name, part in settings(table, (*SHAPE, "routing", "seed", "token_counts")):
+    for name, part in settings(table, (*SHAPE, "routing", "seed", *LOADS[1:])):
         if can_redraw(part["routing"].iloc[0]):
-            fullest = part.loc[part["tokens"].idxmax()]
-            rows_RR = rows_of(fullest, tokens_of(fullest))
+            rows_RR = rows_of(part.loc[part["tokens"].idxmax()])
             yield f"traffic{name}", plots.traffic(plots.traffic_table(rows_RR))
     for name, part in settings(table, LAYOUT):
         layout = Layout.from_row(part.iloc[0])

@@ -40,6 +40,9 @@ WORDS = f"""{EPILOG_OF_LAYOUT}
            shared_gpu (several ranks per GPU under MPS; no baselines there)
   tokens   tokens of each rank: 128 for all ranks, or 1,4,0,128 for one count per rank of the EP group; at most
            runtime max, on which all ranks agree for a round; that is at most max tokens, the workspace's capacity
+  padding  rows without a token behind those of each rank: 512 for all ranks, or 0,512,512,512; their choices say
+           --padding-id: -1 (FlashInfer 0.7.2 sends such rows to EP rank 0), E (the number of experts), or an expert's
+           id; --invalid-ids drop leaves those with -1 or E out, on host alone
   routing  how tokens choose experts: uniform, balanced, zipf:1.2, log_normal:1, hot_expert:0.5, hot_rank:0.5
   clock    eager: one operation after a barrier; graph: rounds back to back; kernel: device span. They never mix;
            graph and kernel need a GPU
@@ -57,12 +60,14 @@ def add(commands) -> None:
         examples="""sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out out/host.parquet
 sweep --dp 8 --model deepseek-v3 --modes one_sided two_sided --fabric nvlink --clock graph --out out/h100.parquet
 sweep --dp 4 --hidden 1024 --experts 32 --top-k 4 --tokens 16 1,4,0,128 --max-tokens 512 --out out/ragged.parquet
+sweep --dp 4 --hidden 1024 --experts 32 --top-k 4 --tokens 64 --padding 0 0,64,64,64 --out out/padded.parquet
 sweep --tp 2 --dp 2 --hidden 1024 --experts 32 --top-k 4 --tokens 1 16 128 --out out/host.parquet --resume""",
         words=WORDS,
     )
     add_layout(parser)
     add_shape(parser)
     _add_axes(parser)
+    _add_padding(parser)
     _add_sampling(parser)
     parser.add_argument("--out", required=True, metavar="FILE", type=path_name, help="record file to write, Parquet")
     parser.add_argument("--resume", action="store_true", help="go on with FILE where an earlier run ended")
@@ -88,6 +93,23 @@ def _add_axes(parser) -> None:
     parser.add_argument("--fabric", default="host", metavar="FABRIC", help="host, shared_gpu or nvlink (default host)")
     parser.add_argument(
         "--seed", type=whole_in(0, MOST_SEED), default=0, metavar="N", help="of routing and payloads (default 0)"
+    )
+
+
+def _add_padding(parser) -> None:
+    group = parser.add_argument_group("rows that carry no token of their own")
+    group.add_argument(
+        "--padding", nargs="+", type=token_counts, default=[0], metavar="P", help="an axis, see below (default 0)"
+    )
+    group.add_argument("--padding-id", default="-1", metavar="ID", help="-1, E, or an expert's id (default -1)")
+    group.add_argument("--invalid-ids", default="as_kernel", metavar="HOW", help="as_kernel (default) or drop")
+    group.add_argument(
+        "--replicas",
+        nargs="+",
+        type=whole_in(1, MOST_HOST_RANKS),
+        default=[1],
+        metavar="N",
+        help="an axis: ranks in a row that send the same tokens, as TP ranks do (default 1)",
     )
 
 
@@ -128,8 +150,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _columns(rounds) -> list[str]:
     """What tells the points apart, then their numbers; capacities only where they do not follow from the tokens."""
-    apart = [name for name in ("token_counts", "ep_group", "repeat") if rounds[name].nunique() > 1]
+    apart = [name for name in ("token_counts", "ep_group", "replicas", "repeat") if rounds[name].nunique() > 1]
     sizes = [name for name in ("runtime_max_tokens", "max_tokens") if (rounds[name] != rounds["tokens"]).any()]
+    sizes += [name for name in ("padding_rows", "padding_counts", "padding_id") if rounds["padding_rows"].any()]
     return ["mode", "clock", "format", "routing", "tokens", *apart, *sizes, "p50_us", "p90_us", "min_us", "n"]
 
 
@@ -140,6 +163,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         Refused: a word is unknown, or breaks a limit of the kernels in some point.
     """
     from mnnvl_lab.measure import Sampling, Sweep
+    from mnnvl_lab.routing import Padding
 
     sampling = Sampling(
         warmup=args.warmup, min_samples=min(10, args.samples), max_samples=args.samples, budget_s=args.budget
@@ -151,6 +175,8 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         tokens=args.tokens,
         max_tokens=args.max_tokens,
         runtime_max_tokens=args.runtime_max_tokens,
+        padding=[Padding(rows=rows, expert_id=args.padding_id, invalid_ids=args.invalid_ids) for rows in args.padding],
+        replicas=args.replicas,
         routings=args.routing,
         formats=args.format,
         clocks=args.clock,

@@ -88,7 +88,7 @@ def named_tokens(rows: torch.Tensor) -> np.ndarray:
 def _due(work: Work, source: int) -> np.ndarray:
     """Tokens of `source` that must arrive here: those routed here, or all where everything is gathered."""
     if work.point.exchange.mode == "allgather_reducescatter":
-        return np.arange(work.tokens_of(source))
+        return np.arange(work.rows_of(source))
     return kernel_rules.sent_tokens(work.sources[source].targets_TK, work.ep_rank)
 
 

@@ -95,18 +95,29 @@ class Point:
 
     def _require_counts(self) -> None:
         ep_size, capacity = self.exchange.ep_size, self.exchange.max_tokens
-        self.load.tokens_R(ep_size)
+        self.load.rows_R(ep_size)
         if self.load.runtime_max > capacity:
-            name = "tokens" if self.load.runtime_max_tokens is None else "runtime_max_tokens"
+            rows = "tokens" if self.load.padding is None else "rows with padding"
+            name = rows if self.load.runtime_max_tokens is None else "runtime_max_tokens"
             raise Refused(
                 f"{name} is {self.load.runtime_max} but the capacity max_tokens is {capacity}: a round must fit the "
                 "workspace; raise max_tokens, or leave it out"
             )
+        self._require_padding()
         if self.delay.delay_us and self.delay.ep_rank >= ep_size:
             raise Refused(
                 f"delayed ep_rank is {self.delay.ep_rank}: it must lie in [0, ep_size = {ep_size}); "
                 "name one that exists"
             )
+
+    def _require_padding(self) -> None:
+        padding, x = self.load.padding, self.exchange
+        if padding is None or padding.handling == x.invalid_ids:
+            return
+        raise Refused(
+            f"padding of id {padding.expert_id} is to be handled by {padding.handling!r} but invalid_ids of the "
+            f"exchange is {x.invalid_ids!r}: both must agree; open it with invalid_ids={padding.handling!r}"
+        )
 
     def _require_eager(self) -> None:
         if self.clock != "eager" and self.delay.delay_us:
@@ -132,9 +143,8 @@ class Point:
             "pcp": layout.pcp,
             "pp": layout.pp,
             "ep_size": x.ep_size,
-            "tokens": self.load.max_tokens,
-            "token_counts": self.load.token_counts,
-            "runtime_max_tokens": self.load.runtime_max,
+            **self.load.columns,
+            "invalid_ids": x.invalid_ids,
             "max_tokens": x.max_tokens,
             "hidden": x.hidden,
             "experts": x.experts,

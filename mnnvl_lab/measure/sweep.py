@@ -15,8 +15,8 @@ from mnnvl_lab.exchange import COMBINE_BYTES, FABRICS, MODES, Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import CLOCKS, Delay, Point, Sampling
 from mnnvl_lab.model import Model, require_format, require_model
-from mnnvl_lab.routing import Load, Routing, Uniform, parse
-from mnnvl_lab.transport.validation import check_exchange
+from mnnvl_lab.routing import Load, Padding, Routing, Uniform, parse
+from mnnvl_lab.transport.validation import check_exchange, ids_problem, invalid_ids_problem
 
 SHAPE = MappingProxyType({"hidden": 2**20, "experts": 2**14, "top_k": 2**14})
 """Fields of the MoE shape, each with a bound far above every model: beyond, it is a typing error."""
@@ -38,7 +38,9 @@ class Sweep:
             with one per rank; `routings` a routing or its label, such as `zipf:1.2`. `clocks` is `eager` on `host`, and
             on GPUs `graph`, unless it is given; with a delay or a cold cache `eager` everywhere.
         max_tokens: axis of capacities, tokens per rank for which the workspace is sized; None for `runtime_max_tokens`.
-        runtime_max_tokens: axis of the tokens per rank on which all ranks agree; None for the fullest rank's tokens.
+        runtime_max_tokens: axis of the tokens per rank on which all ranks agree; None for the fullest rank's rows.
+        padding: axis of `Padding`, rows without a token behind each rank's; None for none.
+        replicas: axis of the ranks in a row that send the same tokens (`Load.replicas`).
         hidden, experts, top_k: the MoE shape, or `model`, a `Model` or its name.
         seed: of routing and payloads.
         options: further fields of `Exchange` by mode, such as `{"one_sided": {"payload_in_workspace": True}}`.
@@ -59,6 +61,8 @@ class Sweep:
     clocks: str | Iterable[str] | None = None
     max_tokens: int | Iterable[int | None] | None = None
     runtime_max_tokens: int | Iterable[int | None] | None = None
+    padding: Padding | Iterable[Padding | None] | None = None
+    replicas: int | Iterable[int] = 1
     fabric: str = "host"
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
@@ -93,18 +97,19 @@ class Sweep:
 
     def points(self) -> Iterator[Point]:
         """Layout by layout, so that ranks join a new group as rarely as possible."""
-        axes = (self.layouts, self.modes, self.formats, self.routings, *self._counts, self.clocks)
         seen = Counter()
-        for layout, mode, form, routing, tokens, limit, capacity, clock in product(*axes):
-            load = Load(routing=routing, tokens=tokens, seed=self.seed, runtime_max_tokens=limit)
+        for layout, mode, form, routing, *counts, capacity, clock in product(*self._axes):
+            names = ("tokens", "runtime_max_tokens", "padding", "replicas")
+            load = Load(routing=routing, seed=self.seed, **dict(zip(names, counts, strict=True)))
             point = self._point(self._exchange(layout, mode, form, load, capacity), load, clock)
             key = tuple(point.columns.values())
             yield replace(point, repeat=seen[key]) if seen[key] else point
             seen[key] += 1
 
     @property
-    def _counts(self) -> tuple[tuple, ...]:
-        return self.tokens, self.runtime_max_tokens, self.max_tokens
+    def _axes(self) -> tuple[tuple, ...]:
+        counts = self.tokens, self.runtime_max_tokens, self.padding, self.replicas, self.max_tokens
+        return self.layouts, self.modes, self.formats, self.routings, *counts, self.clocks
 
     @property
     def _usual_clock(self) -> str:
@@ -113,6 +118,7 @@ class Sweep:
 
     def _exchange(self, layout: Layout, mode: str, form: str, load: Load, capacity: int | None) -> Exchange:
         sizes = {"max_tokens": load.runtime_max if capacity is None else capacity}
+        sizes["invalid_ids"] = "refuse" if load.padding is None else load.padding.handling
         shape = {name: getattr(self, name) for name in SHAPE}
         return Exchange(mode=mode, layout=layout, format=form, **shape, **sizes | self.options.get(mode, {}))
 
@@ -131,8 +137,7 @@ class Sweep:
             object.__setattr__(self, name, named if given is None else given)
 
     def _require_size(self) -> None:
-        axes = (self.layouts, self.modes, self.formats, self.routings, *self._counts, self.clocks)
-        if (count := prod(map(len, axes))) > MOST_POINTS:
+        if (count := prod(map(len, self._axes))) > MOST_POINTS:
             raise Refused(f"the axes make {shown(count)} points: a sweep has at most {MOST_POINTS}; shorten an axis")
         twice = [mode for mode, options in self.options.items() if "max_tokens" in options]
         if twice and self.max_tokens != (None,):
@@ -147,6 +152,10 @@ def _require_possible(point: Point, fabric: str) -> None:
         raise Refused(f"clock {point.clock} on device cpu: it needs a CUDA device; use clock eager")
     shape = {"experts": x.experts, "top_k": x.top_k, "ep_size": x.ep_size}
     load.routing.experts(seed=load.seed, rank=0, tokens=min(1, load.max_tokens), **shape)
+    if load.padding is not None:
+        ids = load.padding.ids_PK(1, experts=x.experts, top_k=x.top_k)
+        if problem := invalid_ids_problem(x, fabric) or ids_problem(x, int(ids.min()), int(ids.max())):
+            raise Refused(problem)
 
 
 def _layouts(name: str, value: object) -> tuple[Layout, ...]:
@@ -213,6 +222,8 @@ FIELDS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
         "clocks": lambda name, value: None if value is None else _axis(_known(CLOCKS, "clock"))(name, value),
         "max_tokens": _axis(_optional(_count(MOST_TOKENS))),
         "runtime_max_tokens": _axis(_optional(_count(MOST_TOKENS))),
+        "padding": _axis(_optional(lambda name, value: require_type(name, value, Padding))),
+        "replicas": _axis(_count(MOST_RANKS)),
         "fabric": _known(FABRICS, "fabric"),
         "seed": _count(MOST_SEED, least=0),
         "sampling": lambda name, value: require_type(name, value, Sampling),

@@ -51,7 +51,8 @@ class Source:
     def targets_TK(self) -> np.ndarray:
         """int32 `[T, K]`: the rank at the first choice that names it, -1 at the others."""
         x = self.point.exchange
-        return kernel_rules.target_ranks(self.experts_TK, experts=x.experts, ep_size=x.ep_size)
+        shape = {"experts": x.experts, "ep_size": x.ep_size, "invalid_ids": x.invalid_ids}
+        return kernel_rules.target_ranks(self.experts_TK, **shape)
 
     @cached_property
     def factors_TR(self) -> np.ndarray:
@@ -96,9 +97,9 @@ class Work:
     def weights_TK(self) -> np.ndarray:
         return self.sources[self.ep_rank].weights_TK
 
-    def tokens_of(self, rank: int) -> int:
-        """T of a rank."""
-        return self.point.load.tokens_R(self.point.exchange.ep_size)[rank]
+    def rows_of(self, rank: int) -> int:
+        """Rows of a rank's batch: its tokens and its padding."""
+        return self.point.load.rows_R(self.point.exchange.ep_size)[rank]
 
     def rows(self, rank: int, tokens: np.ndarray) -> torch.Tensor:
         """Float32 `[len(tokens), H]`: what `rank` holds for these tokens, exact in bf16.
@@ -166,8 +167,8 @@ def _received_rows(work: Work, received: Received, source: int, tokens: np.ndarr
 def received_factor(work: Work, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Float32 `[rows]`: what this rank's experts multiply received rows by, from the ids and weights received."""
     x = work.point.exchange
-    ids, shares = experts.cpu().numpy(), weights.cpu().numpy()
-    foreign = ids == x.experts  # two-sided's prepare writes E over the choices that other ranks own
-    ids, shares = np.where(foreign, 0, ids), np.where(foreign, 0, shares)
-    factor = partial_factor(ids, shares, ep_rank=work.ep_rank, experts=x.experts, ep_size=x.ep_size)
+    # Two-sided's prepare writes E over the choices that other ranks own: like padding, they add nothing here.
+    factor = partial_factor(
+        experts.cpu().numpy(), weights.cpu().numpy(), ep_rank=work.ep_rank, experts=x.experts, ep_size=x.ep_size
+    )
     return work.on_device(factor)

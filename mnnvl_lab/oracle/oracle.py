@@ -45,7 +45,7 @@ class Oracle:
 
     def __post_init__(self):
         require_rounding(self.combine_dtype)
-        self.load.tokens_R(self.ep_size)
+        self.load.rows_R(self.ep_size)
         if any(not 0 <= rank < self.ep_size for rank in self.active_ranks or ()):
             raise Refused(f"active_ranks are {self.active_ranks}: each must lie in [0, ep_size = {self.ep_size})")
 
@@ -56,8 +56,9 @@ class Oracle:
     def targets_TK(self, rank: int) -> np.ndarray:
         """int32 `[T, K]`: `dispatch.target_ranks` of `rank`'s tokens; all -1 for a rank that takes no part."""
         if rank not in self._targets:
-            shape = {"experts": self.experts, "ep_size": self.ep_size}
-            targets_TK = kernel_rules.target_ranks(self.experts_TK(rank), **shape, active_ranks=self.active_ranks)
+            rules = {"experts": self.experts, "ep_size": self.ep_size, "active_ranks": self.active_ranks}
+            rules["invalid_ids"] = "refuse" if self.load.padding is None else self.load.padding.handling
+            targets_TK = kernel_rules.target_ranks(self.experts_TK(rank), **rules)
             self._targets[rank] = targets_TK if self._is_active(rank) else np.full_like(targets_TK, -1)
         return self._targets[rank]
 
@@ -75,7 +76,7 @@ class Oracle:
 
     def rows(self, rank: int, tokens: payload.Tokens | None = None) -> np.ndarray:
         """float32 `[T, H]`: the rows of `rank`'s tokens, or of some of them, before dispatch."""
-        tokens = self.load.tokens_R(self.ep_size)[rank] if tokens is None else tokens
+        tokens = self.load.rows_R(self.ep_size)[rank] if tokens is None else tokens
         return payload.rows(seed=self.load.seed, rank=rank, tokens=tokens, hidden=self.hidden)
 
     def partials(self, target: int, source: int) -> np.ndarray:

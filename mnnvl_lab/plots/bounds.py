@@ -17,7 +17,7 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.link_rates import measured_link, nominal_link
 from mnnvl_lab.model import require_format
 from mnnvl_lab.records.table import parts_of, provenance_of
-from mnnvl_lab.routing import Load, parse, traffic
+from mnnvl_lab.routing import ROUTINGS, Load, traffic
 
 PHASES = ("dispatch", "combine", "round")
 NAME = "least for the bytes"
@@ -37,8 +37,8 @@ MOVES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Columns on which the bytes of a point depend, besides its tokens, and how a line of theirs is named."""
-EQUAL = "equal"
-"""In column `token_counts`: all ranks have `tokens`; otherwise it holds each rank's count, such as `96,0`."""
+LOADS = ("tokens", "token_counts", "padding_rows", "padding_counts", "padding_id", "invalid_ids", "replicas")
+"""Columns of a load, besides its routing and seed."""
 
 
 def lower_bounds(table: pd.DataFrame, *, links: pd.DataFrame | None = None) -> pd.DataFrame | None:
@@ -91,30 +91,20 @@ def need_of(point: pd.Series, tokens: int) -> ExchangeShape:
 
 def can_redraw(routing: str) -> bool:
     """Whether a routing follows from its label."""
-    return not routing.startswith("replay")
+    return routing.partition(":")[0] in {kind.label for kind in ROUTINGS}
 
 
-def rows_of(point: pd.Series, tokens: int | tuple[int, ...]) -> np.ndarray:
-    """Rows `[source, target]` of a measured point, drawn again from its routing and seed.
-
-    Args:
-        tokens: of every rank, or one count per rank.
-    """
-    load = Load(routing=parse(point["routing"]), tokens=tokens, seed=int(point["seed"]))
-    return traffic.rows_RR(load, **{name: int(point[name]) for name in ("experts", "top_k", "ep_size")})
-
-
-def tokens_of(point: pd.Series) -> int | tuple[int, ...]:
-    """Tokens of every rank, or of each where they differ."""
-    counts = str(point.get("token_counts", EQUAL))
-    return int(point["tokens"]) if counts == EQUAL else tuple(map(int, counts.split(",")))
+def rows_of(point: pd.Series) -> np.ndarray:
+    """Rows `[source, target]` of a measured point, drawn again from its routing and seed."""
+    shape = {name: int(point[name]) for name in ("experts", "top_k", "ep_size")}
+    return traffic.rows_RR(Load.from_row(point), **shape)
 
 
 def _rows(points: pd.DataFrame, name: str, machine: dict, link: Link | None) -> list[dict[str, object]]:
     """One row per number of tokens of the fullest rank, with the least bound of the loads that have it."""
     if not can_redraw(points["routing"].iloc[0]):
         return []
-    loads = [column for column in ("tokens", "token_counts") if column in points.columns]
+    loads = [column for column in LOADS if column in points.columns]
     found: dict[int, Bound] = {}
     for _, point in points.drop_duplicates(loads).sort_values("tokens").iterrows():
         bound, tokens = _bound(point, machine, link), int(point["tokens"])
@@ -127,7 +117,7 @@ def _rows(points: pd.DataFrame, name: str, machine: dict, link: Link | None) -> 
 
 
 def _bound(point: pd.Series, machine: dict, link: Link | None) -> Bound | None:
-    need, rows_RR, phase = need_of(point, int(point["tokens"])), rows_of(point, tokens_of(point)), point["phase"]
+    need, rows_RR, phase = need_of(point, int(point["tokens"])), rows_of(point), point["phase"]
     dispatch_RR = traffic.to_bytes(rows_RR, bytes_per_token=need.dispatch_bytes_per_token)
     combine_RR = traffic.to_bytes(rows_RR, bytes_per_token=_combined_bytes(need))
     if point["fabric"] == "host":

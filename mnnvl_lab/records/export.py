@@ -21,7 +21,7 @@ from mnnvl_lab.model import require_format
 from mnnvl_lab.records.files import replacing
 from mnnvl_lab.records.statistics import slowest_rank, summary
 from mnnvl_lab.records.table import parts_of, provenance_of
-from mnnvl_lab.routing import Load, parse, traffic
+from mnnvl_lab.routing import ROUTINGS, Load, parse, traffic
 
 PERCENTILES = (50, 90, 95, 99)
 DECODE_TOKENS = 512
@@ -97,7 +97,8 @@ def _aiconfigurator(table: pd.DataFrame, path: Path, machine: Mapping[str, objec
 def _collectivex(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:
     """`case-attempt` documents, one per mode, load and phase of serving."""
     eager = table[(table["clock"] == "eager") & table["phase"].isin(COMPONENTS) & (table["tokens"] > 0)]
-    eager = eager[(eager["token_counts"] == "equal") & ~eager["routing"].str.startswith("replay")]
+    drawn = eager["routing"].map(lambda routing: routing.partition(":")[0] in {kind.label for kind in ROUTINGS})
+    eager = eager[drawn & (eager["token_counts"] == "equal") & (eager["padding_rows"] == 0) & (eager["replicas"] == 1)]
     if eager.empty:
         raise RecordError(
             "no eager samples of dispatch, combine or round: CollectiveX' components are fresh-entry latencies; record "

@@ -12,13 +12,13 @@ from mnnvl_lab.analysis.skew import straggler_effect
 from mnnvl_lab.hardware import require_gpu
 from mnnvl_lab.link_rates import limits as rates
 from mnnvl_lab.model import require_format
-from mnnvl_lab.plots.bounds import can_redraw, need_of, tokens_of
+from mnnvl_lab.plots.bounds import LOADS, can_redraw, need_of
 from mnnvl_lab.plots.style import origin
 from mnnvl_lab.records import summary
 from mnnvl_lab.reports.blocks import Block, figure, joined, paragraph, table_block
 from mnnvl_lab.reports.inputs import Source
 from mnnvl_lab.reports.results import CLOCKS, spread_of
-from mnnvl_lab.routing import Load, parse
+from mnnvl_lab.routing import Load
 
 TIMED = ("dispatch", "combine")
 SENT_ONCE = ("one_sided", "two_sided")
@@ -45,7 +45,7 @@ def bandwidths(table: pd.DataFrame) -> pd.DataFrame:
         A row per point: `mode, phase, clock, format, routing, tokens, p50_us`, and a column a convention.
     """
     rows = []
-    for _, points in summary(table).groupby([*LOAD, "token_counts", "seed"], sort=False):
+    for _, points in summary(table).groupby([*LOAD, *LOADS[1:], "seed"], sort=False):
         transfer = _transfer(points.iloc[0])
         rows += [_bandwidth(point, transfer) for _, point in points.iterrows()]
     return pd.DataFrame(rows)
@@ -53,9 +53,8 @@ def bandwidths(table: pd.DataFrame) -> pd.DataFrame:
 
 def _transfer(point: pd.Series) -> bandwidth.Transfer:
     """Rows that the load of a point moves, whose size and time its phases fill in."""
-    load = Load(routing=parse(point["routing"]), tokens=tokens_of(point), seed=int(point["seed"]))
     shape = {name: int(point[name]) for name in ("experts", "top_k", "ep_size")}
-    return bandwidth.Transfer.of(load, **shape, bytes_per_token=1, latency_us=1.0)
+    return bandwidth.Transfer.of(Load.from_row(point), **shape, bytes_per_token=1, latency_us=1.0)
 
 
 def _row_bytes(point: pd.Series) -> int:

@@ -2,6 +2,7 @@
 
 from mnnvl_lab.routing import traffic
 from mnnvl_lab.routing.distributions import (
+    ROUTINGS,
     Balanced,
     HotExpert,
     HotRank,
@@ -12,14 +13,17 @@ from mnnvl_lab.routing.distributions import (
     Zipf,
     parse,
 )
+from mnnvl_lab.routing.padding import Padding
 from mnnvl_lab.routing.traffic import Load
 
 __all__ = [
+    "ROUTINGS",
     "Balanced",
     "HotExpert",
     "HotRank",
     "Load",
     "LogNormal",
+    "Padding",
     "Replay",
     "Routing",
     "Uniform",

@@ -20,7 +20,14 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.model import Part
 from mnnvl_lab.ranks.rank import Group, Rank
-from mnnvl_lab.transport.validation import agree, batch_problem, check_exchange, partials_problem, signature
+from mnnvl_lab.transport.validation import (
+    agree,
+    batch_problem,
+    check_exchange,
+    invalid_ids_problem,
+    partials_problem,
+    signature,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +138,8 @@ class Transport(ABC):
         self.rank, self.exchange = rank, exchange
         self.group = rank.group("ep")
         check_exchange(exchange)
+        if problem := invalid_ids_problem(exchange, self.fabric):
+            raise Refused(problem)
         self._state = "idle"
         self._in_flight: Handle | None = None  # of the dispatch that awaits its combine
         self._laid_out_for: int | None = None  # M whose offsets all ranks use; None before the first agreement

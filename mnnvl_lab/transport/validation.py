@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import Refused, WorkspaceMismatch
 from mnnvl_lab.exchange import MODES
+from mnnvl_lab.routing.padding import INVALID_IDS, kernel_target
 from mnnvl_lab.workspace.kernel_limits import MAX_PAYLOADS, problems, runtime_max_problem
 
 if TYPE_CHECKING:
@@ -20,34 +21,55 @@ if TYPE_CHECKING:
     from mnnvl_lab.ranks.rank import Group, Rank
 
 
-def kernel_target(expert_id: int, *, experts: int, ep_size: int) -> int:
-    """The target rank that the one-sided kernel computes for any id, in range or not.
-
-    `compute_target_rank_id` of `moeAlltoAllKernels.cu`: the first `experts % ep_size` ranks own `base + 1` experts, the
-    others `base`. Two-sided's prepare divides by `experts / ep_size` likewise. A result outside `[0, ep_size)` is no
-    rank: one-sided reads a pointer from beside its table and writes through it.
-    """
-    base, remainder = divmod(experts, ep_size)
-    split = remainder * (base + 1)
-    if remainder and expert_id < split:
-        return _divide(expert_id, base + 1)
-    return remainder + _divide(expert_id - split, base)
-
-
-def _divide(a: int, b: int) -> int:
-    """As in C: towards zero."""
-    return a // b if a >= 0 else -(-a // b)
-
-
 def ids_problem(x: Exchange, low: int, high: int) -> str | None:
-    """What is wrong with a batch whose smallest and largest expert ids are these, or None."""
+    """What is wrong with a batch whose smallest and largest expert ids are these, or None.
+
+    With `invalid_ids` of the exchange -1 and E may come too, unless the mode's kernel would leave the workspace.
+    """
     if 0 <= low and high < x.experts:
         return None
+    if x.invalid_ids != "refuse":
+        return _padding_problem(x, low, high)
     reason = f" ({_unchecked(x, low, high)})" if x.mode in ("one_sided", "two_sided") else ""
     return (
         f"expert ids span {low} to {high}: they must lie in [0, {x.experts}){reason}; "
         "leave tokens that only pad out of the batch, and remap ids to physical experts first"
     )
+
+
+def _padding_problem(x: Exchange, low: int, high: int) -> str | None:
+    """What is wrong with ids of which some are out of range on purpose."""
+    if low < -1 or high > x.experts:
+        return (
+            f"expert ids span {low} to {high}: with invalid_ids {x.invalid_ids!r} padding may say -1 or E = "
+            f"{x.experts}, and nothing else; remap ids to physical experts first"
+        )
+    if x.invalid_ids == "drop" or x.mode != "one_sided":
+        return None
+    for lost in (low, high):
+        if not 0 <= kernel_target(lost, experts=x.experts, ep_size=x.ep_size) < x.ep_size:
+            return (
+                f"padding of id {lost} with invalid_ids 'as_kernel' ({_unchecked(x, lost, lost)}); "
+                "leave padding out of the batch, or use invalid_ids 'drop' on host"
+            )
+    return None
+
+
+def invalid_ids_problem(x: Exchange, fabric: str) -> str | None:
+    """Why an exchange cannot treat ids of padding as it asks, or None."""
+    if x.invalid_ids not in INVALID_IDS:
+        return f"invalid_ids is {x.invalid_ids!r}: it must be one of {', '.join(INVALID_IDS)}"
+    if x.invalid_ids != "refuse" and x.mode not in ("one_sided", "two_sided"):
+        return (
+            f"invalid_ids is {x.invalid_ids!r} in mode {x.mode}: only FlashInfer's modes one_sided and two_sided take "
+            "padding without an expert; leave it out of the batch, or let it name a real expert"
+        )
+    if x.invalid_ids == "drop" and fabric != "host":
+        return (
+            f"invalid_ids is 'drop' on fabric {fabric}: FlashInfer 0.7.2's kernels drop no rows (#4017 would); leave "
+            "padding out of the batch, or use invalid_ids 'as_kernel'"
+        )
+    return None
 
 
 def _unchecked(x: Exchange, low: int, high: int) -> str:

@@ -16,7 +16,9 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.records import provenance_of, summary
 
 KIND = "prediction"
-PLAIN = MappingProxyType({"token_counts": "equal", "combine_dtype": "bf16", "extra_payload_bytes": ""})
+PLAIN = MappingProxyType(
+    {"token_counts": "equal", "padding_rows": 0, "replicas": 1, "combine_dtype": "bf16", "extra_payload_bytes": ""}
+)
 """What the model's points do not tell apart: other values are left out."""
 
 

@@ -131,9 +131,13 @@ class StepGuard:
 
 
 def rows_to_targets(experts_TK: torch.Tensor, *, experts: int, ep_size: int) -> tuple[int, ...]:
-    """Tokens that chose one expert of each rank at least; the kernels' owner is `id // (E // R)`."""
+    """Tokens that chose one expert of each rank at least; the kernel's owner is `id / (E / R)`, truncated as in C.
+
+    Ids of padding count where they lead; those that lead to no rank count in a column of their own.
+    """
     import torch
 
-    owners = (experts_TK // (experts // ep_size)).long()
-    hit = torch.zeros(len(experts_TK), ep_size, dtype=torch.bool, device=experts_TK.device).scatter_(1, owners, True)
-    return tuple(hit.sum(0).tolist())
+    owners = torch.div(experts_TK, experts // ep_size, rounding_mode="trunc").long()
+    owners = torch.where((owners >= 0) & (owners < ep_size), owners, ep_size)
+    nowhere = torch.zeros(len(experts_TK), ep_size + 1, dtype=torch.bool, device=experts_TK.device)
+    return tuple(nowhere.scatter_(1, owners, True)[:, :-1].sum(0).tolist())

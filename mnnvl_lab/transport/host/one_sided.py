@@ -107,7 +107,11 @@ class HostOneSided(Transport):
             batch=batch,
             rows=self.ep_size * M,
             send_plan=SendPlan.of(
-                batch.experts_TK.numpy(), experts=x.experts, ep_size=self.ep_size, active_ranks=active
+                batch.experts_TK.numpy(),
+                experts=x.experts,
+                ep_size=self.ep_size,
+                active_ranks=active,
+                invalid_ids=x.invalid_ids,
             ),
             active=active,
             payload_offsets=self.workspace.payload_offsets(row_bytes, runtime_max_tokens=M),

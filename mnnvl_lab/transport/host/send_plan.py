@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnnvl_lab.layout import expert_owner
+from mnnvl_lab.routing.padding import target_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,20 @@ class SendPlan:
 
     @classmethod
     def of(
-        cls, experts_TK: np.ndarray, *, experts: int, ep_size: int, active_ranks: Collection[int] | None = None
+        cls,
+        experts_TK: np.ndarray,
+        *,
+        experts: int,
+        ep_size: int,
+        active_ranks: Collection[int] | None = None,
+        invalid_ids: str = "refuse",
     ) -> SendPlan:
-        """The plan for these choices; ranks that are not active get nothing."""
-        owner_TK = expert_owner(experts_TK, experts=experts, ep_size=ep_size)
+        """The plan for these choices; ranks that are not active get nothing. `invalid_ids`: as in `Exchange`."""
+        owner_TK = target_ranks(experts_TK, experts=experts, ep_size=ep_size, invalid_ids=invalid_ids)
         targets_TK, slots_TK = (np.full(owner_TK.shape, -1, dtype=np.int32) for _ in range(2))
         tokens_R = []
         for target in range(ep_size):
-            hit_TK = owner_TK == target if active_ranks is None or target in active_ranks else owner_TK < 0
+            hit_TK = owner_TK == target if active_ranks is None or target in active_ranks else owner_TK > ep_size
             tokens = np.flatnonzero(hit_TK.any(axis=1))
             choice = hit_TK[tokens].argmax(axis=1)
             targets_TK[tokens, choice] = target

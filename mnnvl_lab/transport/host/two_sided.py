@@ -15,8 +15,8 @@ import torch
 
 from mnnvl_lab.errors import RankTimeout
 from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
-from mnnvl_lab.layout import expert_range
 from mnnvl_lab.ranks.rank import Rank
+from mnnvl_lab.routing.padding import target_ranks
 from mnnvl_lab.transport.base import ReceiveBuffer, Transport, as_bytes, typed
 from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable
 from mnnvl_lab.transport.host.fifo import FifoChannels, SendBatch, blocks, starts
@@ -78,7 +78,8 @@ class HostTwoSided(Transport):
     def enqueue_prepare(self, batch: Batch) -> TwoSidedHandle:
         """Tell every peer how many rows will come, then send it the ids and weights of their tokens."""
         x, self.rank.phase = self.exchange, "prepare"
-        plan = SendPlan.of(batch.experts_TK.numpy(), experts=x.experts, ep_size=self.ep_size)
+        shape = {"experts": x.experts, "ep_size": self.ep_size, "invalid_ids": x.invalid_ids}
+        plan = SendPlan.of(batch.experts_TK.numpy(), **shape)
         counts_R = self._prepare_channels.swap_counts(plan.counts_R, self.wait_limit_s)
         rows = sum(counts_R)
         experts, weights = torch.empty(rows, x.top_k, dtype=torch.int32), torch.empty(rows, x.top_k)
@@ -87,8 +88,8 @@ class HostTwoSided(Transport):
         )
         pairs = (batch.experts_TK, as_bytes(experts)), (batch.weights_TK, as_bytes(weights))
         self._prepare_channels.move([_outward(handle, *pair) for pair in pairs], self.wait_limit_s)
-        own = expert_range(experts=x.experts, ep_size=self.ep_size, ep_rank=self.ep_rank)
-        experts[(experts < own.start) | (experts >= own.stop)] = x.experts
+        is_foreign = target_ranks(experts.numpy(), **shape) != self.ep_rank
+        experts[torch.from_numpy(is_foreign)] = x.experts
         return handle
 
     def _dispatch(self, batch: Batch, prepared: TwoSidedHandle) -> Received:
