@@ -51,6 +51,7 @@ FLOW = (
     "faults",
     "reports",
     "doctor",
+    "course",
     "cli",
     "__main__",
 )

@@ -4,7 +4,7 @@
 """
 
 from mnnvl_lab.model_check.counterparts import COUNTERPARTS, Counterpart
-from mnnvl_lab.model_check.one_sided import MISTAKES, OneSided, Round
+from mnnvl_lab.model_check.one_sided import MISTAKES, OneSided, Round, epoch_of
 from mnnvl_lab.model_check.pico import PICO_MISTAKES, Pico
 from mnnvl_lab.model_check.protocol import Memory, Protocol, Step, Violation
 from mnnvl_lab.model_check.search import Event, Result, search
@@ -28,6 +28,7 @@ __all__ = [
     "Step",
     "TwoSidedFifo",
     "Violation",
+    "epoch_of",
     "search",
     "trace_table",
 ]

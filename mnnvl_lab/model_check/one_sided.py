@@ -24,6 +24,11 @@ MISTAKES = (
 )
 
 
+def epoch_of(i: int, phase: str) -> int:
+    """Epoch of a phase of round `i`, counted from 0: dispatch and combine each move it on by one from 0."""
+    return 2 * i + 1 + (phase == "combine")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Round:
     """One round: `tokens_R` of each rank, and M, `runtime_max_tokens`."""
@@ -132,7 +137,7 @@ class OneSided:
         )
 
     def _epoch(self, i: int, phase: str) -> int:
-        return 1 if self.mistake == "epoch stands still" else 2 * i + 1 + (phase == "combine")
+        return 1 if self.mistake == "epoch stands still" else epoch_of(i, phase)
 
     def _cell(self, at: int, i: int, phase: str, peer: int, token: int) -> str:
         """Where rank `at` holds a row from, or for, `peer`."""
