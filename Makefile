@@ -9,7 +9,7 @@ ARGS   ?=
 ROOT   ?=
 OPENED ?= notebooks/00-quickstart.ipynb
 
-.PHONY: quickstart test test-notebooks test-cluster test-browser lab explore notebooks bench soak lint clean
+.PHONY: quickstart test test-notebooks test-cluster test-browser site lab explore notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
 	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
@@ -25,8 +25,11 @@ test-notebooks: $(VENV)/.ready  ## run every notebook afresh and compare it with
 test-cluster: $(VENV)/.ready  ## ranks under Slurm and over SSH, on daemons that the tests start; skipped where they are not installed
 	$(BIN)/python -m pytest tests/cluster -rs
 
-test-browser: $(VENV)/.ready  ## the explorer in a real Chromium, driven by Playwright; skipped where these are not installed
+test-browser: $(VENV)/.browser $(VENV)/.site  ## notebooks, explorer and site in a real Chromium, driven by Playwright; screenshots under out/browser/
 	$(BIN)/python -m pytest tests/browser -rs
+
+site: $(VENV)/.site  ## notebooks, pages and glossary as static files under out/site/, from their committed outputs
+	$(BIN)/python -m tools.site --out out/site
 
 lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token; ARGS="..." are passed on
 	@case "$$(id -u) $(ROOT) $(ARGS)" in 0\ 1\ *|*--allow-root*|[1-9]*) ;; *) echo "make lab: you are root, and a notebook may run any command: \
@@ -55,4 +58,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), f"Python {sys.version.split()[0]} found, 3.11 to 3.13 needed: make PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.browser $(VENV)/.site: $(VENV)/.%: $(VENV)/.ready  ## what one target alone needs
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@

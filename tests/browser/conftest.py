@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SHOTS = Path(os.environ.get("MNNVL_LAB_SHOTS", ROOT / "out" / "browser"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = (
     "--no-sandbox",
@@ -107,24 +109,39 @@ def server(request, tmp_path_factory):
         process.wait(timeout=30)
 
 
-@pytest.fixture(scope="module")
-def page(server, tmp_path_factory):
-    """A tab on the running explorer; `page.problems` collects what its console calls an error."""
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium; each module opens contexts of its own in it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright to drive a browser")
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            str(tmp_path_factory.mktemp("chromium")),
-            executable_path=CHROMIUM,
-            headless=True,
-            args=list(ARGUMENTS),
-            viewport={"width": 1500, "height": 1350},
-        )
-        tab = context.new_page()
-        tab.problems = []
-        tab.on("console", lambda m: tab.problems.append(m.text) if m.type == "error" else None)
-        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def open_tab(chromium, **options):
+    """A tab in a context of its own; `tab.problems` collects what its console calls an error."""
+    context = chromium.new_context(**options)
+    tab = context.new_page()
+    tab.problems = []
+    tab.on("console", lambda m: tab.problems.append(m.text) if m.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    yield tab
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def page(server, chromium):
+    """A tab on the running explorer."""
+    with open_tab(chromium, viewport={"width": 1500, "height": 1350}) as tab:
         tab.goto(server.url)
         yield tab
-        context.close()
+
+
+def shoot_as(tab, name: str) -> None:
+    """A screenshot, to be looked at."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    tab.screenshot(path=str(SHOTS / f"{name}.png"))

@@ -1,21 +1,18 @@
 """The explorer in a real browser: opens, follows mouse and keyboard, explains, measures; no error in the console."""
 
-import os
 import re
 import time
-from pathlib import Path
 
 import pytest
 
-SHOTS = Path(os.environ.get("MNNVL_LAB_SHOTS", "out/browser"))
+from tests.browser.conftest import shoot_as
+
 PATIENCE_MS = 60_000
 CELL = ".jp-Notebook .jp-CodeCell"
 
 
 def shoot(page, server, name):
-    """A screenshot, to be looked at."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(SHOTS / f"{server.theme}-{name}.png"))
+    shoot_as(page, f"explorer-{server.theme}-{name}")
 
 
 def slider(page, name):
