@@ -4,6 +4,8 @@ python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out           
 python -m tools.notebooks run notebooks/*.ipynb --fabric shared_gpu                # the same cells on GPUs
 python -m tools.notebooks refresh notebooks/[0-9]*.ipynb                           # run, scrub, write back
 python -m tools.notebooks check notebooks/[0-9]*.ipynb                             # fresh run against kept outputs
+python -m tools.notebooks student --out class                                      # without outputs and answers
+python -m tools.notebooks solutions --out answers                                  # answers filled in, executed
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from tempfile import TemporaryDirectory
 import nbformat
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from tools.notebook_editions import write_solutions, write_student
 from tools.notebook_outputs import scrub, stderr_of
 from tools.notebook_runs import ANSI, CELL_TIMEOUT_S, execute, problems, read, run_all, started
 
@@ -118,19 +121,39 @@ def check(paths: list[Path]) -> int:
     return int(failed > 0)
 
 
+def student(paths: list[Path], out: Path) -> None:
+    """Write the students' edition: no outputs, no answers, and what discusses an answer folded."""
+    for path in paths:
+        print(write_student(path, out), flush=True)
+
+
+def solutions(paths: list[Path], out: Path) -> None:
+    """Write the teacher's edition: every answer filled in, every cell executed."""
+    for path in paths:
+        print(write_solutions(path, out), flush=True)
+
+
+COMMANDS = {function.__name__: function for function in (run, refresh, check, student, solutions)}
+EDITIONS = ("student", "solutions")
+ALL = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.notebooks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (run, refresh, check):
-        command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
-        command.add_argument("paths", nargs="+", type=Path)
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
+        several = {"nargs": "*", "default": ALL} if name in EDITIONS else {"nargs": "+"}
+        command.add_argument("paths", type=Path, **several)
+        if name in EDITIONS:
+            command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, made where missing")
         if function is run:
             command.add_argument("--out", type=Path, default=Path("out"))
             command.add_argument("--fabric", default="host", help="host, shared_gpu or nvlink")
             limit = {"type": float, "default": CELL_TIMEOUT_S, "metavar": "S"}
             command.add_argument("--cell-timeout-s", **limit, help="most seconds for one cell")
     chosen = vars(parser.parse_args(arguments))
-    return {"run": run, "refresh": refresh, "check": check}[chosen.pop("command")](**chosen) or 0
+    return COMMANDS[chosen.pop("command")](**chosen) or 0
 
 
 if __name__ == "__main__":

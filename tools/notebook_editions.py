@@ -1,0 +1,118 @@
+"""Notebooks for a class: the students' edition without outputs and answers, the teacher's with every answer filled in.
+
+The answers are the package's (`mnnvl_lab.course`); no notebook holds any. In the students' edition the paragraphs that
+follow a question, which discuss its answer, are folded until the student unfolds them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nbformat
+
+from mnnvl_lab.course import answer, require_exercise
+from tools.notebook_outputs import scrub
+from tools.notebook_runs import run_all, started
+
+CHECK = re.compile(r'lab\.check\("([^"]+)", guess\)')
+NO_GUESS = "guess = None"
+NEXT_PART = re.compile(r"^(?=## |\*\*(?:Question \d+|[A-Z])\b)", re.MULTILINE)
+SUMMARY = "After your guess"
+CLOSING = "## The answer"
+
+
+def student_edition(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy without outputs, with `None` for every guess, and what discusses an answer folded."""
+    copied = scrub(copy.deepcopy(notebook))
+    asked = False
+    for cell in copied.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+            asked = asked or bool(CHECK.search(cell.source))
+        elif asked:
+            cell.source, asked = _folded_beginning(cell.source), False
+        if cell.cell_type == "markdown" and cell.source.startswith(CLOSING):
+            cell.source = _folded_closing(cell.source)
+    return copied
+
+
+def _folded_beginning(text: str) -> str:
+    """The part before the next heading or question is folded; all of it where neither follows."""
+    discussed, following = _split(text)
+    return "\n\n".join(filter(None, [_fold(discussed), following]))
+
+
+def _split(text: str) -> tuple[str, str]:
+    match = NEXT_PART.search(text)
+    at = match.start() if match else len(text)
+    return text[:at].strip(), text[at:].strip()
+
+
+def _folded_closing(text: str) -> str:
+    heading, _, rest = text.partition("\n")
+    answer_text, following = _split(rest)
+    return "\n\n".join(filter(None, [heading, _fold(answer_text), following]))
+
+
+def _fold(text: str) -> str:
+    """HTML that JupyterLab folds; the blank lines let Markdown within it be rendered."""
+    return f"<details><summary>{SUMMARY}</summary>\n\n{text}\n\n</details>" if text else ""
+
+
+def solved(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy in which every guess is the package's answer.
+
+    Raises:
+        ValueError: a cell asks without `guess = None`, so there is no place for the answer.
+    """
+    copied = copy.deepcopy(notebook)
+    for cell, number in _asking(copied):
+        if NO_GUESS not in cell.source:
+            raise ValueError(f"the cell of exercise {number} has no line {NO_GUESS!r}: {cell.source!r}")
+        cell.source = cell.source.replace(NO_GUESS, f"guess = {written(number)}")
+    return copied
+
+
+def _asking(notebook: nbformat.NotebookNode) -> Iterator[tuple[nbformat.NotebookNode, str]]:
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and (match := CHECK.search(cell.source)):
+            yield cell, match[1]
+
+
+def written(number: str) -> str:
+    """The answer of an exercise as Python; of several right ones the first."""
+    found = answer(number)
+    if require_exercise(number).any_of:
+        return repr(min(found))
+    return "{" + ", ".join(map(repr, sorted(found))) + "}" if isinstance(found, set) and found else repr(found)
+
+
+def write_student(path: Path, out: Path) -> Path:
+    """The students' edition of a notebook, in the folder `out`."""
+    return _write(student_edition(nbformat.read(path, as_version=4)), out / path.name)
+
+
+def write_solutions(path: Path, out: Path) -> Path:
+    """The solved notebook, executed in a fresh kernel and an empty folder, in the folder `out`.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell raised.
+        ValueError: a filled-in answer was not accepted.
+    """
+    notebook = solved(nbformat.read(path, as_version=4))
+    with TemporaryDirectory() as workdir, started(notebook, Path(workdir)) as client:
+        run_all(client)
+    for cell, number in _asking(notebook):
+        if "Right: " not in str(cell.outputs):
+            raise ValueError(f"{path.name}: the answer of exercise {number} was not accepted: {cell.outputs}")
+    return _write(scrub(notebook), out / path.name)
+
+
+def _write(notebook: nbformat.NotebookNode, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
