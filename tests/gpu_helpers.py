@@ -3,7 +3,7 @@
 import time
 
 from mnnvl_lab.errors import WorkspaceMismatch
-from mnnvl_lab.transport.flashinfer.upstream import TOKENS, TOP_K, Call
+from mnnvl_lab.transport.flashinfer.small_round import TOKENS, TOP_K, Call
 
 SPIN_S = 0.3
 

@@ -11,7 +11,8 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.flashinfer.upstream import EXPERTS_PER_RANK, HIDDEN, LAYERS, TOKENS, TOP_K, attempt
+from mnnvl_lab.transport.flashinfer.small_round import EXPERTS_PER_RANK, HIDDEN, TOKENS, TOP_K
+from mnnvl_lab.transport.flashinfer.upstream import LAYERS, attempt
 from tests import gpu_helpers as on
 
 GPUS = count_visible_gpus()

@@ -28,7 +28,8 @@ from mnnvl_lab.measure.run import run
 from mnnvl_lab.model import require_model
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.routing import HotRank, Uniform, Zipf
-from mnnvl_lab.transport.flashinfer.upstream import LAYERS
+from mnnvl_lab.transport.flashinfer.upstream import LAYERS, VLLM_LAYERS
+from mnnvl_lab.transport.flashinfer.vllm_files import find_vllm
 from tools import conformance, tuning
 from tools.arguments import MOST_RANKS, add_fabric, file_path, run_tool, tool_parser
 
@@ -99,7 +100,8 @@ def record_wrong_group(options: argparse.Namespace) -> None:
     """The workspace over the DP group and over the EP group: with TP 2 these are two groups, with TP 1 one."""
     model, on_gpu = require_model("deepseek-v3"), options.fabric != "host"
     shape = {"hidden": model.hidden, "experts": model.experts, "top_k": model.top_k}
-    how = {"layers": tuple(LAYERS) if on_gpu else (), "clock": "graph" if on_gpu else "eager"}
+    layers = (*LAYERS, *(VLLM_LAYERS if find_vllm() else ()))
+    how = {"layers": layers if on_gpu else (), "clock": "graph" if on_gpu else "eager"}
     layouts, tables = (Layout(tp=2, dp=options.ranks // 2), Layout(dp=options.ranks)), []
     with Ranks(layouts[0], fabric=options.fabric) as ranks:
         for layout in layouts:

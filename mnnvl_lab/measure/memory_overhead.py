@@ -203,7 +203,8 @@ def _upstream_in_turn(rank: Rank, sizes: Sequence[Exchange]):
 
 
 def _forget(rank: Rank) -> None:
-    from mnnvl_lab.transport.flashinfer.upstream import Call, forget
+    from mnnvl_lab.transport.flashinfer.small_round import Call
+    from mnnvl_lab.transport.flashinfer.upstream import forget
 
     group = rank.group("ep")
     forget(Call(rank=rank, ep=group, group=group))

@@ -20,7 +20,8 @@ from mnnvl_lab.measure import Point, Sampling, measure
 from mnnvl_lab.records.files import replacing
 from mnnvl_lab.records.table import ATTRIBUTE, require_provenance
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.flashinfer.upstream import LAYERS, attempt
+from mnnvl_lab.transport.flashinfer.upstream import ALL_LAYERS, ON_HOST, VLLM_LAYERS, attempt
+from mnnvl_lab.transport.flashinfer.vllm_files import require_vllm
 from mnnvl_lab.transport.validation import check_exchange
 from mnnvl_lab.wrong_group.memory import axes_of
 
@@ -39,8 +40,8 @@ class Attempt:
     Attributes:
         tp, dp, pcp, pp, ep_size: the layout.
         fabric: what carried the bytes.
-        layer: `kernels`, called directly by this package's transports (on `host` their protocol between processes), or
-            one of FlashInfer's classes.
+        layer: `kernels`, called directly by this package's transports (on `host` their protocol between processes), one
+            of FlashInfer's classes, or one of vLLM's managers.
         mode: one_sided or two_sided.
         group: name of the group whose communicator allocated the workspace.
         spans: ranks of that group.
@@ -152,7 +153,8 @@ def side_by_side(
     Args:
         ranks: warm ranks; they take `layout`.
         group: `dp`, `tp` or `pcp`.
-        layers: of `transport.upstream.LAYERS`, FlashInfer's own classes (on GPUs).
+        layers: of `transport.flashinfer.upstream.ALL_LAYERS`: FlashInfer's own classes and vLLM's managers, on GPUs; on
+            `host` vLLM's one-sided manager is opened as far as FlashInfer's first checks.
         tokens, hidden, experts, top_k: of the round that is checked and timed, for the modes.
         clock: that times it.
 
@@ -182,10 +184,15 @@ def _require(ranks: Ranks, group: str, layers: Sequence[str]) -> None:
             "ranks of another stage would get rows that are not for them, and no kernel would notice"
         )
     for layer in layers:
-        if layer not in LAYERS:
-            raise Refused(f"layer is {layer!r}: it must be one of {', '.join(LAYERS)}")
-    if layers and ranks.fabric == "host":
-        raise Refused("FlashInfer's classes need a GPU: leave layers out on fabric host, or use nvlink or shared_gpu")
+        if layer not in ALL_LAYERS:
+            raise Refused(f"layer is {layer!r}: it must be one of {', '.join(ALL_LAYERS)}")
+    if any(layer in VLLM_LAYERS for layer in layers):
+        require_vllm()
+    if ranks.fabric == "host" and (gpu_layers := [layer for layer in layers if layer not in ON_HOST]):
+        raise Refused(
+            f"{gpu_layers[0]} on fabric host: FlashInfer's classes need a GPU; leave it out, or take ranks of fabric "
+            "nvlink or shared_gpu"
+        )
 
 
 def _point(exchange: Exchange, clock: str) -> Point:
@@ -213,7 +220,8 @@ def _try_layer(ranks: Ranks, layout: Layout, layer: str, group: str) -> Attempt:
     mode = "two_sided" if layer == "MnnvlMoe" or "TwoSided" in layer else "one_sided"
     begun = _begun(ranks, layout, layer, mode, group)
     try:
-        outcomes = ranks.run(attempt, layer=layer, group=group, timeout_s=LAYER_TIMEOUT_S)
+        root = str(require_vllm()) if layer in VLLM_LAYERS else ""
+        outcomes = ranks.run(attempt, layer=layer, group=group, vllm_root=root, timeout_s=LAYER_TIMEOUT_S)
     except LabError as error:
         return Attempt(**begun, outcome="error", **_failure(error))
     failed = next((outcome for outcome in outcomes if outcome.phase), None)
