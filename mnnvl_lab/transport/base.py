@@ -138,7 +138,7 @@ class Transport(ABC):
         self.rank, self.exchange = rank, exchange
         self.group = rank.group("ep")
         check_exchange(exchange)
-        if problem := invalid_ids_problem(exchange, self.fabric):
+        if problem := invalid_ids_problem(exchange, rank.fabric):
             raise Refused(problem)
         self._state = "idle"
         self._in_flight: Handle | None = None  # of the dispatch that awaits its combine
