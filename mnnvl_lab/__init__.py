@@ -38,6 +38,7 @@ _MODULES = {
     "model_check": "mnnvl_lab.model_check",
     "oracle": "mnnvl_lab.oracle",
     "pico": "mnnvl_lab.transport.pico.steps",
+    "placement": "mnnvl_lab.placement",
     "planner": "mnnvl_lab.planner",
     "plots": "mnnvl_lab.plots",
     "prediction": "mnnvl_lab.prediction",

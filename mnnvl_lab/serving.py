@@ -20,7 +20,14 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import ALIASES, MODELS, Model, require_model
 from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.planner import Plan
-from mnnvl_lab.workspace.kernel_limits import ONE_SIDED_MAX_RANKS, ONE_SIDED_TOP_K, TWO_SIDED_MAX_TOP_K, problems
+from mnnvl_lab.workspace.kernel_limits import (
+    ONE_SIDED_MAX_RANKS,
+    ONE_SIDED_TOP_K,
+    TWO_SIDED_MAX_TOP_K,
+    expert_multiple,
+    missing_experts,
+    problems,
+)
 
 YES = "yes"
 NONE_OPENED = "opens none"
@@ -64,10 +71,22 @@ class Served:
         return self.table.to_dict("records")
 
     def __str__(self) -> str:
-        return text_block(self._title, self.table.drop(columns="source"))
+        return text_block(self._title, self.table.drop(columns="source"), self._remedies)
 
     def _repr_html_(self) -> str:
-        return html_block(self._title, self.table)
+        return html_block(self._title, self.table, self._remedies)
+
+    @property
+    def _remedies(self) -> list[str]:
+        """How many redundant experts the layers want that have too few for these ranks."""
+        need, found = self.case.need, []
+        for mode, multiple in (("one_sided", need.ep_size), ("two_sided", expert_multiple("two_sided", need.ep_size))):
+            if more := missing_experts(need.experts, multiple):
+                total = need.experts + more
+                found.append(
+                    f"{more} redundant experts, {total} in all, are the least that every layer of {mode} takes"
+                )
+        return found
 
     @property
     def _title(self) -> str:

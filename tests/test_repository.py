@@ -35,6 +35,7 @@ FLOW = (
     "published_readers",
     "analysis",
     "prediction",
+    "placement",
     "engines",
     "serving",
     "simulate",

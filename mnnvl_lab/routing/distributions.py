@@ -358,8 +358,9 @@ def parse(text: Routing | str) -> Routing:
     if isinstance(text, Routing):
         return text
     name, *values = text.split(":") if isinstance(text, str) else [text]
-    if name == "replay":
-        raise Refused(f"routing {shown(text)}: a replay is more than its label; pass Replay(table_TK) itself")
+    if name in ("replay", "placed"):
+        itself = {"replay": "Replay(table_TK)", "placed": "Placed(routing=..., placement=...)"}[name]
+        raise Refused(f"routing {shown(text)}: a {name} routing is more than its label; pass {itself} itself")
     labels = {cls.label: cls for cls in ROUTINGS}
     joined = {label.replace("_", ""): label for label in labels}
     spelled = joined.get(name.strip().casefold(), name) if isinstance(name, str) else name

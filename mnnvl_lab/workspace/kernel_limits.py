@@ -7,7 +7,7 @@ Those of FlashInfer 0.7.2 (`moeAlltoAllKernels.h`, `moeAlltoAllKernels.cu`, `trt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import gcd
+from math import gcd, lcm
 
 from mnnvl_lab.exchange import COMBINE_BYTES, ExchangeShape
 from mnnvl_lab.model import require_format
@@ -18,6 +18,7 @@ ONE_SIDED_MAX_RANKS = 64  # kMaxRanks
 PICO_MAX_TOP_K = 22  # TOP_K_SLOTS of the workspace's tables
 MAX_PAYLOADS = 6  # kMaxPayloads; ids and weights are two of them
 TWO_SIDED_MAX_TOP_K = 32
+TWO_SIDED_EXPERTS_STEP = 4  # trtllm_alltoall.cu: "expertCount must be divisible by 4"
 TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
 TWO_SIDED_MAX_ROW_BYTES = FIFO_ENTRY_BYTES // PACKET_BYTES * PACKET_DATA_BYTES  # a longer row spins for ever
 ROW_ALIGNMENT_BYTES = 16
@@ -37,6 +38,16 @@ def problems(shape: ExchangeShape, mode: str) -> Iterator[str]:
         yield from _two_sided_problems(shape)
     if mode == "pico":
         yield from _pico_problems(shape)
+
+
+def expert_multiple(mode: str, ep_size: int) -> int:
+    """What `experts` must be a multiple of in `mode`: 1 for any number."""
+    return lcm(TWO_SIDED_EXPERTS_STEP, ep_size) if mode == "two_sided" else 1
+
+
+def missing_experts(experts: int, multiple: int) -> int:
+    """Redundant experts that bring `experts` to the next multiple."""
+    return -experts % multiple
 
 
 def runtime_max_step(shape: ExchangeShape) -> int:
@@ -111,10 +122,12 @@ def _pico_problems(x: ExchangeShape):
 
 
 def _two_sided_problems(x: ExchangeShape):
-    if x.experts % 4:
-        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; pad them or use one_sided"
+    more = missing_experts(x.experts, expert_multiple("two_sided", x.ep_size))
+    remedy = f"add {more} redundant expert{'s' * (more > 1)} ({x.experts + more} in all), or use one_sided"
+    if x.experts % TWO_SIDED_EXPERTS_STEP:
+        yield f"experts is {x.experts}: the two-sided prepare kernel needs a multiple of 4; {remedy}"
     if x.experts % x.ep_size:
-        yield f"experts is {x.experts} and ep_size {x.ep_size}: two_sided needs experts to divide evenly; use one_sided"
+        yield f"experts is {x.experts} and ep_size {x.ep_size}: two_sided needs experts to divide evenly; {remedy}"
     if x.top_k > TWO_SIDED_MAX_TOP_K:
         yield f"top_k is {x.top_k}: the two-sided prepare kernel takes at most {TWO_SIDED_MAX_TOP_K}"
     if x.ep_size > TWO_SIDED_MAX_RANKS:
