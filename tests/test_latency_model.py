@@ -246,7 +246,7 @@ class TestData:
     def test_the_record_says_how_many_ranks_share_a_gpu(self):
         table = samples(pd.read_csv(MEDIANS).query("fabric == 'shared_gpu'").head(1))
         assert lm.observations(table)[0].point.ranks_per_gpu == 2
-        table.attrs["mnnvl_lab"]["ranks_per_gpu"] = 4
+        table.attrs["mnnvl_lab"] = table.attrs["mnnvl_lab"] | {"ranks_per_gpu": 4}
         assert lm.observations(table)[0].point.ranks_per_gpu == 4
 
     def test_other_clocks_are_left_out(self):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from itertools import combinations
@@ -127,6 +128,21 @@ class TestTables:
             assert field in found
         assert found["warmup"] == 3
         assert str(found["cores"]) in found["device"]
+
+    def test_tables_share_a_provenance_that_cannot_be_changed(self):
+        first = table()
+        again = pickle.loads(pickle.dumps(first))
+        origin_of = records.provenance_of(first)
+        assert records.provenance_of(first.query("tokens > 0")) is origin_of
+        assert records.provenance_of(again) == origin_of
+        for change in (
+            lambda: origin_of.update(device="another"),
+            lambda: origin_of.pop("device"),
+            lambda: origin_of.__setitem__("device", "another"),
+            lambda: origin_of.__ior__({"device": "another"}),
+        ):
+            with pytest.raises(TypeError, match="provenance is never changed: make another"):
+                change()
 
     def test_provenance_measures_nothing_and_rates_are_measured_on_request(self, monkeypatch):
         def measured(*args, **options):

@@ -32,6 +32,25 @@ def new_table(rows: Iterable[Mapping[str, object]] | pd.DataFrame, provenance: M
     return table
 
 
+class Provenance(dict):
+    """Where a table comes from, as plain JSON values, never changed: `provenance | {...}` makes another.
+
+    So tables can share one. pandas makes a deep copy of `attrs` at nearly every operation, which took a quarter of the
+    time of an analysis.
+    """
+
+    def __deepcopy__(self, memo: dict) -> Provenance:
+        return self
+
+    def __reduce__(self):
+        return Provenance, (dict(self),)
+
+    def _refuse(self, *args: object, **kwargs: object):
+        raise TypeError("provenance is never changed: make another with `provenance | {...}`")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+
 def conform(table: pd.DataFrame) -> pd.DataFrame:
     """The same rows with the registry's columns, order, types and defaults, and a fresh index.
 
@@ -50,7 +69,9 @@ def conform(table: pd.DataFrame) -> pd.DataFrame:
         )
     if table.empty:
         raise RecordError("no rows: a record holds samples; measure at least one point")
-    given = pd.DataFrame({name: _typed(table[name]) for name in table.columns}).reset_index(drop=True)
+    bare = pd.DataFrame(table)
+    bare.attrs = {}  # pandas copies them at every operation
+    given = pd.DataFrame({name: _typed(bare[name]) for name in bare.columns}).reset_index(drop=True)
     _require_latencies(given["latency_us"])
     full = _with_defaults(given)
     return full[[name for name in COLUMNS if name in full.columns]]
@@ -76,7 +97,7 @@ def provenance_of(table: pd.DataFrame) -> dict[str, object]:
     return table.attrs.get(ATTRIBUTE, {})
 
 
-def require_provenance(provenance: object) -> dict[str, object]:
+def require_provenance(provenance: object) -> Provenance:
     """Provenance as plain JSON values.
 
     Raises:
@@ -94,7 +115,7 @@ def require_provenance(provenance: object) -> dict[str, object]:
     if missing:
         raise RecordError(f"provenance lacks {', '.join(missing)}: a figure must name its device; measure again")
     try:
-        return json.loads(json.dumps(dict(provenance), allow_nan=False))
+        return Provenance(json.loads(json.dumps(dict(provenance), allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise RecordError(f"provenance is not plain JSON ({error}): pass numbers, strings and lists") from None
 
@@ -113,7 +134,8 @@ def join(tables: Sequence[pd.DataFrame], *, by: Sequence[str] = ()) -> pd.DataFr
     require_one_origin(tables, by=by)
     labelled = [_with_device(table) for table in tables] if "device" in by else list(tables)
     joined = conform(pd.concat([pd.DataFrame(t).rename_axis(None) for t in labelled], ignore_index=True))
-    joined.attrs = {ATTRIBUTE: _merge([part for table in tables for part in parts_of(provenance_of(table))])}
+    parts = [part for table in tables for part in parts_of(provenance_of(table))]
+    joined.attrs = {ATTRIBUTE: Provenance(_merge(parts))}
     return joined
 
 
