@@ -69,6 +69,7 @@ _NAMES = {
     "RecordError": "mnnvl_lab.errors",
     "Refused": "mnnvl_lab.errors",
     "Sampling": "mnnvl_lab.measure",
+    "Server": "mnnvl_lab.routing",
     "Sweep": "mnnvl_lab.measure",
     "WorkspaceMismatch": "mnnvl_lab.errors",
     "WrongResult": "mnnvl_lab.errors",

@@ -1,6 +1,7 @@
 """Which experts the tokens choose, how many tokens each rank has, and the traffic that follows."""
 
 from mnnvl_lab.routing import traffic
+from mnnvl_lab.routing.batches import Server, Step
 from mnnvl_lab.routing.distributions import (
     ROUTINGS,
     Balanced,
@@ -26,6 +27,8 @@ __all__ = [
     "Padding",
     "Replay",
     "Routing",
+    "Server",
+    "Step",
     "Uniform",
     "Zipf",
     "parse",

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     POPULARITY = 2
     WEIGHTS = 3
     NOISE = 4
+    BATCHES = 5
 
 
 def bits(count: int, *, seed: int, purpose: Purpose, rank: int = 0, block: int = 0) -> np.ndarray:
