@@ -10,6 +10,7 @@ from mnnvl_lab.plots.compare import comparison, context, fastest, prediction_err
 from mnnvl_lab.plots.interleaving import interleaving
 from mnnvl_lab.plots.layout import rank_grid, waits
 from mnnvl_lab.plots.lines import latency, memory
+from mnnvl_lab.plots.mapping import mapped_rows
 from mnnvl_lab.plots.memory_ledger import growth, memory_ledger
 from mnnvl_lab.plots.predictions import left_out_errors, predictions, simulated_round
 from mnnvl_lab.plots.regions import region_map
@@ -36,6 +37,7 @@ __all__ = [
     "left_out_errors",
     "live_region",
     "lower_bounds",
+    "mapped_rows",
     "memory",
     "memory_ledger",
     "memory_table",

@@ -55,6 +55,23 @@ class WrongGroup(Totals):
         """One row per rank: the row that its kernel takes for its own, whose that is, and who is out of its reach."""
         return pd.DataFrame([self._reach(rank) for rank in range(self.layout.world_size)])
 
+    def mapped_rows(self) -> pd.DataFrame:
+        """Whose memory the kernel of each rank finds where it looks for an EP rank's row.
+
+        Returns:
+            One row per rank and row of the workspace that its kernel addresses: `rank`, `row` from 0 to `ep_size` - 1,
+            `wanted`, the rank whose memory the kernel takes it for, and `found`, the rank whose memory it is, -1 for
+            none: the address lies behind the end of the workspace.
+        """
+        return pd.DataFrame(
+            [
+                {"rank": rank, "row": row, "wanted": wanted, "found": mapped[row] if row < len(mapped) else -1}
+                for rank in range(self.layout.world_size)
+                for mapped in [self.layout.group_of(self.group, rank)]
+                for row, wanted in enumerate(self.layout.group_of("ep", rank))
+            ]
+        )
+
     def __str__(self) -> str:
         return text_block(self._title, self.to_frame(), self._notes)
 
