@@ -17,10 +17,21 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_five_lines_leave_a_figure_when_run_as_a_script(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) == 5
-    script = tmp_path / "five.py"
+@pytest.mark.parametrize(
+    ("lines", "leaves"),
+    [
+        (5, {"latency.png"}),
+        (
+            15,
+            {"host.parquet", "course-progress.json"}
+            | {f"{n}.{f}" for n in ("host", "h100") for f in ("svg", "pdf", "png")},
+        ),
+    ],
+)
+def test_the_lines_of_the_readme_leave_their_files_when_run_as_a_script(tmp_path, lines, leaves):
+    codes = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = [code for code in codes if len([line for line in code.splitlines() if line.strip()]) == lines]
+    script = tmp_path / "lines.py"
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("MPLBACKEND", None)
@@ -28,8 +39,9 @@ def test_the_five_lines_leave_a_figure_when_run_as_a_script(tmp_path):
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tmp_path.iterdir()} == {"five.py", "latency.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"lines.py", *leaves}
+    for figure in tmp_path.glob("*.png"):
+        assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_commands_of_the_readme_parse():

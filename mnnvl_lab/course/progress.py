@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from mnnvl_lab.course.registry import exercises
 from mnnvl_lab.notebook import html_block, text_block
@@ -72,14 +73,14 @@ class Progress:
         An answer counts also where it cannot be kept, as in a folder that is only readable.
         """
         try:
-            with FileLock(f"{self.path}.lock", timeout=LOCK_LIMIT_S):
+            with _locked(self.path.parent):
                 attempts = self.read()
                 changed = attempts | {number: how(attempts.get(number, Attempt()))}
                 if changed != attempts:
                     with replacing(self.path, text=True) as file:
                         json.dump({n: asdict(changed[n]) for n in sorted(changed)}, file, indent=1)
             return ""
-        except (OSError, Timeout) as error:
+        except OSError as error:
             return f"not kept for lab.score(): {error}"
 
     def _set_aside(self) -> dict[str, Attempt]:
@@ -87,6 +88,33 @@ class Progress:
         with suppress(OSError):
             os.replace(self.path, self.path.with_suffix(".unreadable.json"))
         return {}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder itself, so that no lock file is left in it.
+
+    Raises:
+        OSError: the folder cannot be opened, or another process holds the lock for too long.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        deadline_s = time.monotonic() + LOCK_LIMIT_S
+        while not _taken(opened):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"{folder} is locked by another notebook for {LOCK_LIMIT_S:.0f} s")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _taken(opened: int) -> bool:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
