@@ -19,8 +19,9 @@ test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then th
 	$(BIN)/python -m pytest -m 'not serial and not notebook' -n $(JOBS) --dist loadgroup
 	$(BIN)/python -m pytest -m 'serial and not notebook'
 
-test-notebooks: $(VENV)/.ready  ## run every notebook afresh and compare it with the outputs that it keeps
-	$(BIN)/python -m pytest -m notebook -n $(JOBS)
+test-notebooks: $(VENV)/.ready  ## run every notebook afresh and compare it with the outputs that it keeps; write reports from the template
+	$(BIN)/python -m pytest -m 'notebook and not serial' -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -m 'notebook and serial'
 
 test-cluster: $(VENV)/.ready  ## ranks under Slurm and over SSH, on daemons that the tests start; skipped where they are not installed
 	$(BIN)/python -m pytest tests/cluster -rs

@@ -25,7 +25,7 @@ from tests.report_helpers import Page, small
 PAIR = DATA / "h100x2_nvlink_ep2_bf16.parquet"
 MEMORY = DATA / "h100x2_nvlink_ep2_memory.parquet"
 LINKS = DATA / "h100x2_nvlink_links.parquet"
-pytestmark = pytest.mark.xdist_group("report")
+pytestmark = [pytest.mark.xdist_group("report"), pytest.mark.notebook]  # a report is its template, run
 
 
 def slowest(table, **point):

@@ -14,6 +14,7 @@ from tests.report_helpers import small
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [
     pytest.mark.xdist_group("report"),
+    pytest.mark.notebook,
     pytest.mark.timeout(240),
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine"),
 ]
