@@ -1,4 +1,4 @@
-"""Rank functions of the host benchmark: each times its calls and brings home milliseconds by name."""
+"""Rank functions of the host benchmark: each times its calls and returns milliseconds by name."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ class ExchangeShape:
 
     Attributes:
         layout: gives the EP group and its size R.
-        max_tokens: the most tokens a rank may send in a round; sizes the one-sided workspace.
+        max_tokens: the most tokens that a rank may send in a round; sizes the one-sided workspace.
         hidden, experts, top_k: H, E, K.
         format: dispatch format, a name of `mnnvl_lab.model.FORMATS` (`bf16`, `fp8_block`, ...).
         combine_dtype: dtype of the rows that combine adds up: `bf16`, `fp16` or `fp32`.
-        extra_payload_bytes: bytes a token of each further payload that travels along.
+        extra_payload_bytes: bytes per token of each further payload that travels along.
         low_precision_combine: partial sums travel as fp8 e4m3 without a scale (one-sided).
         eplb_stats_experts: experts whose load statistics travel along with dispatch; 0 for none (one-sided).
         sm_limit: multiprocessors that the two-sided kernels may use; None for all.

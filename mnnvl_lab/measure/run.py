@@ -75,10 +75,10 @@ POINT_TIMEOUT_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class PointResult:
-    """What one rank brings home from a point.
+    """What one rank returns from a point.
 
     Attributes:
-        samples: one dict a sample, the fields of `clocks.Sample`.
+        samples: one dict per sample, the fields of `clocks.Sample`.
         stopped: what ended the sampling, `converged`, `budget` or `max_samples`.
         checked: how strictly the rounds before and after were checked: `exact` bits, or `bounded` by rounding.
         note: what the transport did to stay right beyond the protocol; empty if nothing.

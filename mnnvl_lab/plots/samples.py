@@ -39,7 +39,7 @@ def timeline(
     hue: str = "delay_us",
     ax: Axes | None = None,
 ) -> Axes:
-    """One operation: a bar a rank from its entry to its end, light while it waits for the last rank to enter.
+    """One operation: one bar per rank, from its entry to its end, light while it waits for the last rank to enter.
 
     Args:
         table: samples of all ranks of one point, of clock `eager`.

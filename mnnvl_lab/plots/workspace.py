@@ -30,7 +30,7 @@ READABLE = 24
 
 
 def live_region(snapshot: Snapshot, *, region: str = "dispatch", words: str = "", ax: Axes | None = None) -> Axes:
-    """A cell a slot, a line a source; beside it how many rows came and which epoch the source last signalled.
+    """One cell per slot, one line per source; beside it how many rows came and which epoch the source last signalled.
 
     A row that dispatch brought carries the number that its token has on its source, where there is room.
 

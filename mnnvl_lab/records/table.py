@@ -21,7 +21,7 @@ def new_table(rows: Iterable[Mapping[str, object]] | pd.DataFrame, provenance: M
     """A tidy table of samples that knows where it comes from.
 
     Args:
-        rows: one mapping a sample, with at least the columns of `SAMPLE_COLUMNS`.
+        rows: one mapping per sample, with at least the columns of `SAMPLE_COLUMNS`.
         provenance: see `provenance.provenance`.
 
     Raises:
@@ -161,7 +161,7 @@ def parts_of(provenance: Mapping[str, object]) -> list[dict[str, object]]:
 
 
 def _merge(parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """What all runs have in common once, and the rest under `joined`, an entry a run; the newest schema is of all."""
+    """What all runs have in common once, and the rest under `joined`, one entry per run; the newest schema is of all."""
     schema = {"schema": max(part["schema"] for part in parts)} if all("schema" in part for part in parts) else {}
     parts = [dict(part) | schema for part in parts]
     distinct = [part for i, part in enumerate(parts) if part not in parts[:i]]

@@ -95,7 +95,7 @@ class Balanced(Routing):
 
     With equal token counts rows are exactly equal: each token goes to min(K, R) ranks, and these take turns. Experts'
     loads differ by at most 1; where E does not divide by R, by at most 2. Equal rows come first, though: with such an E
-    and K < R, or a K so small that one copy a token is already more than a small rank's fair share, loads are equal
+    and K < R, or a K so small that one copy per token is already more than a small rank's fair share, loads are equal
     only within a rank.
     """
 

@@ -124,7 +124,7 @@ class OneSidedWorkspace:
         """First byte of each payload's `[R, M, row]` region in a round, packed without padding.
 
         Args:
-            row_bytes: bytes a token of every payload in the order sent, ids and weights among them.
+            row_bytes: bytes per token of every payload in the order sent, ids and weights among them.
             runtime_max_tokens: M of this round, equal on all ranks.
 
         Raises:
