@@ -258,3 +258,16 @@ def test_nothing_names_a_machine():
         if path.suffix in {".py", ".md", ".ipynb", ".toml", ".yml", ".txt", ".json", ""} and path.is_file():
             found = words.search(path.read_text(errors="ignore"))
             assert not found, f"{name}: {found and found.group()}"
+
+
+def test_the_architecture_page_names_what_exists():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    paths = set(re.findall(r"`([a-z_/]+\.py)`", page))
+    package = [str(path.relative_to(ROOT / "mnnvl_lab")) for path in (ROOT / "mnnvl_lab").rglob("*.py")]
+    assert {path for path in paths if not any(f"/{each}".endswith(f"/{path}") for each in package)} == {
+        path for path in paths if path.startswith("tests/") and (ROOT / path).is_file()
+    }
+    functions = set(re.findall(r"`(_[a-z_]+)`", page))
+    assert len(functions) >= 6
+    sources = "".join(path.read_text() for path in (ROOT / "mnnvl_lab").rglob("*.py"))
+    assert [name for name in functions if f"def {name}(" not in sources] == []

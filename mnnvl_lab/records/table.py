@@ -161,7 +161,7 @@ def parts_of(provenance: Mapping[str, object]) -> list[dict[str, object]]:
 
 
 def _merge(parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """What all runs have in common once, and the rest under `joined`, one entry per run; the newest schema is of all."""
+    """What all runs have in common once, and the rest under `joined`, one per run; the newest schema is of all."""
     schema = {"schema": max(part["schema"] for part in parts)} if all("schema" in part for part in parts) else {}
     parts = [dict(part) | schema for part in parts]
     distinct = [part for i, part in enumerate(parts) if part not in parts[:i]]
