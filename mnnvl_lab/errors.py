@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +168,44 @@ def choose(name: object, known: Iterable[str], what: str, *, remedy: str = "") -
     raise Refused(
         f"{what} {shown(name)} is not known: {hint}choose one of {', '.join(names)}{remedy and f', {remedy}'}"
     )
+
+
+def named_arguments(function: Callable) -> Callable:
+    """Let a public function refuse misspelt, missing and surplus arguments in words, where Python raises TypeError.
+
+    The decorated function raises `Refused` with the nearest names; the decorator serves functions and, by
+    `named_fields`, dataclasses.
+    """
+    known = signature(function)
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @wraps(function)
+    def checked(*args, **kwargs):
+        try:
+            known.bind(*args, **kwargs)
+        except TypeError as error:
+            raise _unbound(name, known, kwargs, error) from None
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def named_fields(cls: type) -> type:
+    """`named_arguments` for the fields of a dataclass."""
+    cls.__init__ = named_arguments(cls.__init__)
+    return cls
+
+
+def _unbound(name: str, known: Signature, given: Iterable[str], error: TypeError) -> Refused:
+    names = [one for one, each in known.parameters.items() if one != "self" and each.kind != Parameter.VAR_KEYWORD]
+    for one in given:
+        if one not in names:
+            try:
+                return Refused(f"argument of {name} {one!r} is not known: write {choose(one, names, 'argument')}")
+            except Refused as refusal:
+                return Refused(str(refusal).replace("argument", f"argument of {name}", 1))
+    written = ", ".join(f"{one}=..." for one in names[:3])
+    return Refused(f"{name}: {error}; write {name}({written}{', ...' if len(names) > 3 else ''})")
 
 
 def require_count(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mnnvl_lab.errors import named_fields
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import FORMATS, Part
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 COMBINE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class ExchangeShape:
     """The sizes of an exchange, from which bytes and limits follow.
@@ -71,6 +73,7 @@ MODES = ("one_sided", "two_sided", "pico", "allgather_reducescatter", "all_to_al
 FABRICS = ("nvlink", "shared_gpu", "host")
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Exchange(ExchangeShape):
     """The standing part of dispatch and combine, equal on all ranks for as long as a transport is open.

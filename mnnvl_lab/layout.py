@@ -16,7 +16,7 @@ from importlib import import_module
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import Refused, choose, is_whole, require_count, shown
+from mnnvl_lab.errors import Refused, choose, is_whole, named_fields, require_count, shown
 from mnnvl_lab.notebook import html_block, text_block
 
 AXES = ("dp", "pp", "pcp", "tp")
@@ -31,6 +31,7 @@ GROUP_AXES = {
 MOST_RANKS = 2**16  # every rank is a row of tables: more are a typing error, not a cluster
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Sizes of a parallel layout and the rank grid that follows from them.

@@ -16,7 +16,7 @@ import pandas as pd
 
 from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.arguments import require_real
-from mnnvl_lab.errors import Refused, require_count, shown
+from mnnvl_lab.errors import Refused, named_arguments, require_count, shown
 from mnnvl_lab.hardware import Gpu, require_gpu
 from mnnvl_lab.model import Model, require_format, require_model
 from mnnvl_lab.notebook import html_block, text_block
@@ -92,6 +92,7 @@ class SimulatedRound:
         )
 
 
+@named_arguments
 def simulate_round(
     ep_size: int,
     *,

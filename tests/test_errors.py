@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnnvl_lab.errors import Refused, choose, shown
+import mnnvl_lab as lab
+from mnnvl_lab.errors import Refused, choose, named_arguments, shown
 
 MODES = ("one_sided", "two_sided", "all_to_all")
 
@@ -65,3 +66,39 @@ def test_look_ups_of_variants_and_hazards_refuse_what_is_unknown():
         require_invalid_input("negative")
     with pytest.raises(Refused, match="variant None is not known"):
         require_variant(None)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lab.Layout(tpp=2), "argument of Layout 'tpp' is not known: did you mean tp"),
+        (lambda: lab.Layout(TP=2), "argument of Layout 'TP' is not known: write tp"),
+        (lambda: lab.Layout(2, 4), r"Layout: too many positional arguments; write Layout\(tp=\.\.\., dp="),
+        (lambda: lab.Load(tokens=3), r"Load: missing a required argument: 'routing'; write Load\(routing="),
+        (lambda: lab.Exchange(rank_mask=True), "argument of Exchange 'rank_mask' is not known: did you mean enable"),
+        (lambda: lab.Sampling(sample=3), "argument of Sampling 'sample' is not known: did you mean m"),
+        (lambda: lab.plan(lab.Layout(), max_token=3), "argument of plan 'max_token' is not known: did you mean max_"),
+        (lambda: lab.predict(lab.Layout(), modes="x"), "argument of predict 'modes' is not known: did you mean mode"),
+        (lambda: lab.run(tokens=3), "argument of run 'tokens' is not known"),
+        (lambda: lab.report(outs="x"), "argument of report 'outs' is not known: did you mean out"),
+        (lambda: lab.table(styles="latex"), "argument of table 'styles' is not known: did you mean style"),
+        (lambda: lab.simulate_round(rank=3), "argument of simulate_round 'rank' is not known"),
+        (
+            lambda: lab.Ranks(lab.Layout(), fabrik="host"),
+            "argument of Ranks 'fabrik' is not known: did you mean fabric",
+        ),
+        (lambda: lab.Ranks(), "Ranks: missing a required argument: 'layout'"),
+    ],
+)
+def test_misspelt_missing_and_surplus_arguments_of_public_names_are_refused_in_words(call, words):
+    with pytest.raises(lab.Refused, match=words):
+        call()
+
+
+def test_a_type_error_inside_a_function_stays_what_it_is():
+    @named_arguments
+    def function(value):
+        return value + "x"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        function(1)

@@ -203,8 +203,8 @@ class TestWhatIsRefused:
             ({"options": {"one_sided": {"payload_in_workspace": "yes"}}}, "payload_in_workspace is 'yes'"),
             ({"options": {"two_sides": {}}}, "mode 'two_sides' is not known"),
             ({"model": "deepseek-v9"}, "model 'deepseek-v9' is not known"),
-            ({"token": 3}, "field of a sweep 'token' is not known: did you mean tokens"),
-            ({"Tokens": 3}, "field of a sweep 'Tokens' is not known: write tokens"),
+            ({"token": 3}, "argument of Sweep 'token' is not known: did you mean tokens"),
+            ({"Tokens": 3}, "argument of Sweep 'Tokens' is not known: write tokens"),
             ({"tokens": range(2), "seed": 0, "clocks": ["eager"] * 60_000}, "the axes make 120000 points"),
         ],
         ids=lambda value: shown(value) if isinstance(value, dict) else "",
@@ -233,7 +233,7 @@ class TestWhatIsRefused:
             Sampling(**fields)
 
     def test_values_without_names(self):
-        with pytest.raises(Refused, match="is given without a name"):
+        with pytest.raises(Refused, match=r"Sweep: too many positional arguments; write Sweep\(layouts="):
             Sweep(Layout(dp=2))
 
 

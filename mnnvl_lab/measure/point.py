@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mnnvl_lab.arguments import require_flag, require_real, require_type
-from mnnvl_lab.errors import Refused, choose, require_count
+from mnnvl_lab.errors import Refused, choose, named_fields, require_count
 from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.routing import Load
 
@@ -14,6 +14,7 @@ MOST_SAMPLES = 10**6
 MOST_SECONDS = 10.0**9
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """When a clock has sampled enough: the median is known to `target`, or the budget is spent.
@@ -49,6 +50,7 @@ class Sampling:
             )
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Delay:
     """A straggler made on purpose: this ep_rank enters dispatch so many microseconds late."""
@@ -62,6 +64,7 @@ class Delay:
         require_real("delay_us", self.delay_us, least=0, most=MOST_SECONDS)
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One measured configuration: an exchange, a load, a clock.

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab import records
-from mnnvl_lab.errors import Interrupted, Refused
+from mnnvl_lab.errors import Interrupted, Refused, named_arguments
 from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.clocks import Sample
@@ -126,6 +126,7 @@ def measure(point: Point, ranks: Ranks) -> pd.DataFrame:
     return pd.concat(per_rank, ignore_index=True).assign(fabric=ranks.fabric, **point.columns)
 
 
+@named_arguments
 def run(
     sweep: Sweep,
     *,

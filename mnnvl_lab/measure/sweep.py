@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 from types import MappingProxyType
 
 from mnnvl_lab.arguments import MOST_SEED, as_axis, require_flag, require_type
-from mnnvl_lab.errors import Refused, choose, is_whole, require_count, shown
+from mnnvl_lab.errors import Refused, choose, is_whole, named_fields, require_count, shown
 from mnnvl_lab.exchange import COMBINE_BYTES, FABRICS, MODES, Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import CLOCKS, Delay, Point, Sampling
@@ -26,6 +26,7 @@ MOST_POINTS = 10**5
 GROUPS = ("ep", "dp", "tp", "pcp", "pp", "world")
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Points as a product of axes; every point is opened, checked, timed, checked and closed by itself.
@@ -69,16 +70,6 @@ class Sweep:
     delay: Delay = field(default_factory=Delay)
     cold_l2: bool = False
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-
-    def __new__(cls, *values, **named):
-        """Unknown names are refused with the nearest ones, which a dataclass alone would not say."""
-        if values:
-            raise Refused(f"{shown(values[0])} is given without a name: write Sweep(layouts=..., tokens=..., ...)")
-        names = [f.name for f in fields(cls)]
-        for name in named:
-            if (known := choose(name, names, "field of a sweep")) != name:
-                raise Refused(f"field of a sweep {name!r} is not known: write {known}")
-        return super().__new__(cls)
 
     def __post_init__(self):
         for name, coerce in FIELDS.items():

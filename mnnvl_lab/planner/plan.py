@@ -10,7 +10,7 @@ from numbers import Real
 
 import pandas as pd
 
-from mnnvl_lab.errors import MOST_COUNT, Refused, choose, require_count, shown
+from mnnvl_lab.errors import MOST_COUNT, Refused, choose, named_arguments, require_count, shown
 from mnnvl_lab.exchange import COMBINE_BYTES, ExchangeShape
 from mnnvl_lab.hardware import Gpu, require_gpu
 from mnnvl_lab.layout import Layout, require_layout
@@ -190,6 +190,7 @@ class Plan:
         }
 
 
+@named_arguments
 def plan(
     layout: Layout,
     *,

@@ -9,7 +9,7 @@ import numpy as np
 
 from mnnvl_lab.analysis.latency_model import Point
 from mnnvl_lab.arguments import as_axis
-from mnnvl_lab.errors import Refused, choose, require_count
+from mnnvl_lab.errors import Refused, choose, named_arguments, require_count
 from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import Gpu, domain_problems, require_gpu
 from mnnvl_lab.layout import Layout, require_layout
@@ -30,6 +30,7 @@ MOST_TOKENS = 2**22
 SHAPE = ("hidden", "experts", "top_k")
 
 
+@named_arguments
 def predict(
     layout: Layout,
     *,

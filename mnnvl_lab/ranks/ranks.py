@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, named_arguments
 from mnnvl_lab.hang import HangReport
 from mnnvl_lab.hang.detect import ROUND_LIMIT_S
 from mnnvl_lab.hardware import count_visible_gpus
@@ -59,6 +59,7 @@ class Ranks:
         Interrupted: by the user; every process was ended.
     """
 
+    @named_arguments
     def __init__(
         self,
         layout: Layout,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import choose
+from mnnvl_lab.errors import choose, named_arguments
 from mnnvl_lab.notebook import readable_bytes
 from mnnvl_lab.records.schema import COLUMNS, OPTIONS, POINT_COLUMNS, SIZES
 from mnnvl_lab.records.statistics import summary
@@ -23,6 +23,7 @@ DIGITS = 3
 MOST_DECIMALS = 4
 
 
+@named_arguments
 def table(
     frame: pd.DataFrame,
     *,

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import nbformat
 
-from mnnvl_lab.errors import LabError, RecordError, Refused
+from mnnvl_lab.errors import LabError, RecordError, Refused, named_arguments
 from mnnvl_lab.reports.browser import find_chromium, print_to_pdf
 from mnnvl_lab.reports.evidence import NEEDS, Evidence
 from mnnvl_lab.reports.machine import page_command
@@ -50,6 +50,7 @@ class WriteUp:
         return [path for path in (self.html, self.pdf, self.notebook, self.numbers) if path is not None]
 
 
+@named_arguments
 def report(
     files: Sequence[str | os.PathLike] | str | os.PathLike,
     *,

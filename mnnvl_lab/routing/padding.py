@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnnvl_lab.arguments import as_axis
-from mnnvl_lab.errors import Refused, choose, is_whole, require_count, shown
+from mnnvl_lab.errors import Refused, choose, is_whole, named_fields, require_count, shown
 from mnnvl_lab.layout import expert_owner
 
 INVALID_IDS = ("refuse", "as_kernel", "drop")
@@ -25,6 +25,7 @@ EQUAL = "equal"
 """Stands for the counts of ranks that all have the same."""
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Padding:
     """Rows behind the tokens of each rank's batch.

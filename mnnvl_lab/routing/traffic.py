@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnnvl_lab.arguments import MOST_SEED, require_type
-from mnnvl_lab.errors import Refused, require_count
+from mnnvl_lab.errors import Refused, named_fields, require_count
 from mnnvl_lab.routing.distributions import Routing, parse
 from mnnvl_lab.routing.padding import EQUAL, NO_PADDING, Padding, as_counts, counts, target_ranks, written
 from mnnvl_lab.routing.random_bits import Purpose, bits, uniform
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """What the ranks of an EP group send in one round, known to each of them without communication.
