@@ -252,7 +252,7 @@ def test_hints_are_numbered():
     ("number", "words"),
     [
         ("04.9", r"question of notebook 04 .*choose one of 1, 2, 3, 4, A"),
-        ("77.1", r"notebook with exercises .*choose one of 01"),
+        ("77.1", r"notebook with exercises .*choose one of 00, 01"),
         (4.3, r'such as "04.3", got 4.3: put it in quotes'),
         ("", "notebook with exercises"),
     ],
