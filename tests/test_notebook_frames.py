@@ -9,60 +9,76 @@ import pytest
 from mnnvl_lab.glossary import glossary
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-LATER = {"00", "01", "02", "03", "04", "05", "13", "14"}
-PATHS = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if path.stem[:2] not in LATER]
-every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+README = FOLDER.parent / "README.md"
+LATER = {"00", "01", "03", "04", "05", "13", "14"}
+PATHS = {path.stem[:2]: path for path in sorted(FOLDER.glob("[0-9]*.ipynb"))}
+every_notebook = pytest.mark.parametrize("number", PATHS)
+every_framed_notebook = pytest.mark.parametrize("number", sorted(PATHS.keys() - LATER))
 KNOWN_TO_ALL = {"CPU", "CUDA", "GB/s", "GiB", "GPU", "LLM"}
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
-HEAD = re.compile(
-    r"# [^\n]+\?\n\n(?P<opening>.+?)\n\n"
-    r"\*\*You need\*\* (?P<need>[^\n]+) \*\*Time\*\*: \d+ minutes? to read, [^\n]+\n\n"
-    r"\*\*Afterwards you can\*\*\n\n(?P<learned>(\* [^\n]+\n)+)\n"
-    r"\*\*Abbreviations\*\*: [^\n]+\[glossary\]\(\.\./docs/glossary\.md\)\.",
-    re.DOTALL,
-)
+MINUTES = {"ten minutes": 10, "a quarter of an hour": 15, "twenty minutes": 20, "half an hour": 30}
+TIME = re.compile(rf"\*\*Time\*\*: (?:(\d+) minutes|({'|'.join(MINUTES)})) to read")
 TAIL = re.compile(
-    r"## The answer\n\n(?P<answer>[^\n]+)\n\n"
-    r"\*\*Three things to remember\*\*\n\n1\. [^\n]+\n2\. [^\n]+\n3\. [^\n]+\n\n"
-    r"\*\*Next:\*\* (?P<next>[^\n]+)$"
+    r"## The answer\n\n(?P<answer>[^\n]+)\n\n\*\*Three things to remember\*\*\n\n"
+    r"1\. [^\n]+\n2\. [^\n]+\n3\. [^\n]+\n\n(\*\*Next:\*\* |## Next\n\n)(?P<next>[^\n]+)$"
 )
+ROW = re.compile(
+    r"^\| \[(\d\d)\]\((?P<path>[^)]+)\) \| (?P<title>[^|]+) \| (?P<minutes>\d+) \| (?P<before>[\d, ]*)\|$", re.M
+)
+ROWS = {row[1]: row for row in ROW.finditer(README.read_text())}
 
 
-def prose_of(path):
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+def prose_of(number):
+    return [cell.source for cell in nbformat.read(PATHS[number], as_version=4).cells if cell.cell_type == "markdown"]
 
 
-@every_notebook
-def test_it_opens_with_the_question_and_says_what_one_needs_and_learns(path):
-    head = HEAD.fullmatch(prose_of(path)[0])
-    assert head
-    assert "?" in head["opening"]
-    assert 2 <= len(head["learned"].splitlines()) <= 6
+def need_of(number):
+    """The paragraph that says what one needs, and how long it takes."""
+    return next(text for text in prose_of(number)[0].split("\n\n") if text.startswith("**You need**"))
 
 
-@every_notebook
-def test_it_closes_with_the_answer_three_things_and_what_comes_next(path):
-    tail = TAIL.search(prose_of(path)[-1])
+@every_framed_notebook
+def test_it_opens_with_the_question_and_says_what_one_needs_and_learns(number):
+    head = prose_of(number)[0]
+    assert re.match(r"# [^\n]+\?\n\n", head)
+    assert TIME.search(need_of(number))
+    assert re.search(r"^\*\*Afterwards you can\b[^\n]+", head, re.M)
+
+
+@every_framed_notebook
+def test_it_closes_with_the_answer_three_things_and_what_comes_next(number):
+    tail = TAIL.search("\n\n".join(prose_of(number)))
     assert tail
     assert len(tail["answer"].split()) > 40
     assert ".ipynb)" in tail["next"]
 
 
-@every_notebook
-def test_each_abbreviation_is_expanded_in_it(path):
-    prose = "\n".join(prose_of(path))
+@every_framed_notebook
+def test_each_abbreviation_is_expanded_in_it_and_the_glossary_linked(number):
+    prose = "\n".join(prose_of(number))
     words = set(re.findall(r"[A-Za-z]+\d*[A-Za-z]*", CODE.sub(" ", prose)))
     used = {term for term in glossary().terms if term.full and {term.name, f"{term.name}s"} & words}
     named = {term.name: term.full for term in used if term.name not in KNOWN_TO_ALL}
     assert not {name: full for name, full in named.items() if full.casefold() not in prose.casefold()}
+    assert "](../docs/glossary.md)" in prose
 
 
-@every_notebook
-def test_each_figure_has_a_description(path):
-    for cell in nbformat.read(path, as_version=4).cells:
+@every_framed_notebook
+def test_each_figure_has_a_description(number):
+    for cell in nbformat.read(PATHS[number], as_version=4).cells:
         for output in cell.get("outputs", []):
             for mime in output.get("data", {}):
                 if mime.startswith("image/"):
                     assert len(output.metadata[mime]["alt"]) > 30
         for image in re.findall(r"!\[([^\]]*)\]\(", cell.source if cell.cell_type == "markdown" else ""):
             assert image
+
+
+@every_notebook
+def test_the_readme_lists_it_with_its_time_and_what_comes_before(number):
+    row, time = ROWS[number], TIME.search(need_of(number))
+    assert row["path"] == f"notebooks/{PATHS[number].name}"
+    assert f"# {row['title']}" == prose_of(number)[0].splitlines()[0]
+    assert int(row["minutes"]) == int(time[1] or MINUTES[time[2]])
+    for before in re.findall(r"\d\d", row["before"]):
+        assert f"]({PATHS[before].name})" in prose_of(number)[0]
