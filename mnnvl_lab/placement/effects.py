@@ -72,6 +72,33 @@ def effects(
     return pd.DataFrame(rows)
 
 
+def per_rank(
+    placements: Iterable[Placement],
+    *,
+    routing: Routing | str,
+    tokens: int,
+    top_k: int,
+    pick: str = "by_token",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per placement and rank: `placement, rank, copies, rows` that the rank receives, for `plots.per_rank`.
+
+    Args:
+        placements: to compare, of one EP group.
+        routing, tokens, pick, seed: as in `effects`.
+        top_k: K.
+    """
+    tables = []
+    for placement in placements:
+        load = Load(routing=Placed(routing=parse(routing), placement=placement, pick=pick), tokens=tokens, seed=seed)
+        shape = {"experts": placement.physical, "top_k": top_k, "ep_size": placement.ep_size}
+        name = f"{placement.name} + {placement.redundant}" if placement.redundant else placement.name
+        counts = {"copies": traffic.copies_RR(load, **shape), "rows": traffic.rows_RR(load, **shape)}
+        received = {column: matrix_RR.sum(axis=0) for column, matrix_RR in counts.items()}
+        tables.append(pd.DataFrame({"placement": name, "rank": range(placement.ep_size)} | received))
+    return pd.concat(tables, ignore_index=True)
+
+
 def _traffic(load: Load, need: ExchangeShape) -> dict[str, object]:
     shape = {"experts": need.experts, "top_k": need.top_k, "ep_size": need.ep_size}
     rows_RR, copies_RR = traffic.rows_RR(load, **shape), traffic.copies_RR(load, **shape)

@@ -12,6 +12,7 @@ from mnnvl_lab.plots.layout import rank_grid, waits
 from mnnvl_lab.plots.lines import latency, memory
 from mnnvl_lab.plots.mapping import mapped_rows
 from mnnvl_lab.plots.memory_ledger import growth, memory_ledger
+from mnnvl_lab.plots.per_rank import parts, per_rank
 from mnnvl_lab.plots.predictions import left_out_errors, predictions, simulated_round
 from mnnvl_lab.plots.regions import region_map
 from mnnvl_lab.plots.samples import every_sample, others_wait, timeline
@@ -43,6 +44,8 @@ __all__ = [
     "memory_table",
     "origin",
     "others_wait",
+    "parts",
+    "per_rank",
     "play",
     "prediction_errors",
     "predictions",

@@ -172,6 +172,9 @@ _ALL = (
     _bytes("size_bytes", "Size", "length of a region"),
     _value("source", "Source rank", "ep_rank that sends", "int64"),
     _value("target", "Target rank", "ep_rank that receives", "int64"),
+    _value("part", "Part of a batch", "prefill, decode, dummy or padding", "str"),
+    _value("placement", "Placement", "which experts lie on which rank: linear, round_robin, balanced, ...", "str"),
+    _value("copies", "Copies", "choices of experts: what the experts have to compute", "int64"),
     _value("rows", "Rows", "token rows from source to target; a token goes to a rank once", "int64"),
     _bytes("moved_bytes", "Bytes", "bytes from source to target"),
 )
