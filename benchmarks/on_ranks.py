@@ -102,3 +102,20 @@ def _timed(group, calls: dict[str, Callable[[], object]], repeats: int) -> dict[
 def resident_mb(rank) -> float:
     """Resident memory of a rank's process in MB."""
     return psutil.Process().memory_info().rss / 1e6
+
+
+def meet(rank) -> None:
+    """Form the EP group and wait for all of it."""
+    rank.group("ep").barrier()
+
+
+def one_round(rank, exchange: Exchange) -> None:
+    """Open, check one round, close."""
+    work = Work.of(rank, Point(exchange=exchange, load=Load(routing=Uniform(), tokens=exchange.max_tokens)))
+    with open_transport(rank, exchange) as transport:
+        checked_round(transport, work, work.batch())
+
+
+def memory_mb(rank) -> float:
+    """Memory that would be free again if the rank's process ended (unique set size), in MB."""
+    return psutil.Process().memory_full_info().uss / 1e6

@@ -107,7 +107,10 @@ def _one_sided_problems(x: ExchangeShape):
             f"rounds of a multiple of {step} tokens in one_sided; use max_tokens {step} or more"
         )
     if x.ep_size > ONE_SIDED_MAX_RANKS:
-        yield f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks"
+        yield (
+            f"ep_size is {x.ep_size}: the one-sided kernels take at most {ONE_SIDED_MAX_RANKS} ranks; use a smaller "
+            "DP, PCP or TP, split by PP, or a baseline"
+        )
     if x.eplb_stats_experts > x.experts or x.eplb_stats_experts < 0:
         yield f"eplb_stats_experts is {x.eplb_stats_experts}: it must lie between 0 and experts = {x.experts}"
     if x.low_precision_combine and x.combine_dtype != "bf16":
