@@ -35,7 +35,7 @@ site: $(VENV)/.site  ## notebooks, pages and glossary as static files under out/
 lab: $(VENV)/.ready  ## JupyterLab on the loopback address, behind its token; ARGS="..." are passed on
 	@case "$$(id -u) $(ROOT) $(ARGS)" in 0\ 1\ *|*--allow-root*|[1-9]*) ;; *) echo "make lab: you are root, and a notebook may run any command: \
 	work as another user, or allow it inside a container: make lab ROOT=1" >&2; exit 2;; esac
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) $(if $(filter 1,$(ROOT)),--allow-root) $(ARGS) $(OPENED)
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/$(OPENED) $(if $(filter 1,$(ROOT)),--allow-root) $(ARGS) $(OPENED)
 
 explore:  ## JupyterLab on the explorer: sliders for layout, model and load; ARGS and ROOT as for lab
 	@$(MAKE) --no-print-directory lab OPENED=notebooks/explore.ipynb ARGS="$(ARGS)" ROOT="$(ROOT)"

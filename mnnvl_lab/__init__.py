@@ -42,7 +42,7 @@ _MODULES = {
     "planner": "mnnvl_lab.planner",
     "plots": "mnnvl_lab.plots",
     "prediction": "mnnvl_lab.prediction",
-    "published": "mnnvl_lab.published_readers",
+    "published": "mnnvl_lab.published",
     "records": "mnnvl_lab.records",
     "routing": "mnnvl_lab.routing",
     "skew": "mnnvl_lab.analysis.skew",

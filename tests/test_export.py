@@ -9,8 +9,8 @@ import pytest
 from mnnvl_lab import datasets, records
 from mnnvl_lab.__main__ import main
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.published_readers import read_published
-from mnnvl_lab.read_published import COLUMNS
+from mnnvl_lab.published import read_published
+from mnnvl_lab.published.aiconfigurator import COLUMNS
 from mnnvl_lab.records.export import export
 
 KERNEL = "h100x2_nvlink_ep2_kernel"

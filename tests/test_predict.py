@@ -23,7 +23,7 @@ from mnnvl_lab.prediction.phase_costs import PHASE_PARTS
 from mnnvl_lab.prediction.round_costs import ROUND_PARTS
 from mnnvl_lab.prediction.rows import expected_rows_RR
 from mnnvl_lab.prediction.table_fit import collector_rows_RR, figures_of, fit_figures, left_out
-from mnnvl_lab.read_published import read_aiconfigurator
+from mnnvl_lab.published import read_aiconfigurator
 from mnnvl_lab.routing import Load, parse, traffic
 
 V3 = {"model": "deepseek-v3"}

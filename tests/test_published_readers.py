@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mnnvl_lab import datasets, plots
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.published_readers import READERS, read_published
+from mnnvl_lab.published import READERS, read_published
 
 # An excerpt of run 33356406487 as `Duyi-Wang/CollectiveXDashboard` keeps it: H100, DeepEP V2, EP16, one point.
 COLLECTIVEX = {

@@ -16,7 +16,7 @@ from mnnvl_lab.hardware import Gpu, require_gpu
 from mnnvl_lab.prediction.calibration import FittedPart
 from mnnvl_lab.prediction.parts import Counts, Part, stacked
 from mnnvl_lab.prediction.phase_costs import PHASE_PARTS
-from mnnvl_lab.read_published import LOW_PRECISION
+from mnnvl_lab.published.aiconfigurator import LOW_PRECISION
 
 SOFT = 0.1
 """Relative misfit beyond which a figure counts less and less: tables have outliers."""

@@ -1,4 +1,4 @@
-"""Readers of other projects' tables: their files as published figures, in the columns of `data/published/`."""
+"""The table of aiconfigurator, in Parquet or text, as published figures."""
 
 from __future__ import annotations
 
