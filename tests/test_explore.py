@@ -31,7 +31,7 @@ from mnnvl_lab.explorer import (
     weight_bytes,
 )
 from mnnvl_lab.explorer.controls import ROUTINGS
-from mnnvl_lab.explorer.run_here import fabric_here, here_panel, measure_here
+from mnnvl_lab.explorer.run_here import MOST_HOST_BYTES, fabric_here, here_panel, max_tokens_here, measure_here
 from mnnvl_lab.explorer.setting import CAPACITY_STEPS, TOKEN_STEPS, TP_STEPS
 from mnnvl_lab.explorer.svg import LogScale, heat_image
 from mnnvl_lab.hardware import GPUS
@@ -337,6 +337,8 @@ def test_run_here_measures_on_this_machines_fabric_and_says_so(explorer):
     shown = html_of(explorer, "here")
     assert shown.count('class="measured"') == 2
     assert explorer.measured["fabric"].iloc[0] in shown
+    assert set(explorer.measured["max_tokens"]) == {explorer.setting.capacity}
+    assert f"sized for the capacity of {explorer.setting.capacity} tokens" in shown
     assert 'class="measured"' not in html_of(explorer, "latency")
     assert not explorer.run_button.disabled
 
@@ -352,12 +354,29 @@ def test_what_this_machine_cannot_carry_is_said_in_place(explorer):
         measure_here(replace(RACK, modes=()))
 
 
+def test_run_here_sizes_for_the_capacity_where_memory_allows():
+    """From each of 16 ranks, a token of DeepSeek-V3 in bf16 takes 14,336 bytes in dispatch and as many in combine."""
+    small, large = replace(RACK, dp=8, tokens=4, capacity=64), replace(RACK, dp=8, tokens=4, capacity=8192)
+    assert 16 * 16 * 64 * 2 * 14_336 < MOST_HOST_BYTES < 16 * 16 * 8192 * 2 * 14_336
+    assert max_tokens_here(small, "host") == 64
+    assert max_tokens_here(large, "host") == 4
+    assert max_tokens_here(large, "nvlink") == 8192
+
+
+def test_a_smaller_workspace_is_said_with_the_capacity():
+    row = {"mode": "one_sided", "fabric": "host", "ep_size": 8, "tokens": 4, "max_tokens": 4, "capacity": 8192}
+    html = here_panel(pd.DataFrame([row | {"p50_us": 100.0, "low_us": 90.0, "high_us": 120.0}])).html
+    assert "sized for 4 tokens: the capacity of 8192 would take over 2 GiB here" in html
+
+
 def test_host_times_are_named_as_such():
     row = {
         "mode": "one_sided",
         "fabric": "host",
         "ep_size": 2,
         "tokens": 4,
+        "max_tokens": 64,
+        "capacity": 64,
         "p50_us": 100.0,
         "low_us": 90.0,
         "high_us": 120.0,

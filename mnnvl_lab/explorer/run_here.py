@@ -15,21 +15,23 @@ MOST_HOST_RANKS = 16
 MOST_HOST_BYTES = 2**31
 """Of all workspaces together, in the host's memory."""
 SAMPLES = 12
-WIDTH, LEFT, STEP = 560, 150, 26
+WIDTH, LEFT, STEP, LINE = 560, 150, 26, 15
 COLORS = {"one_sided": "#0072B2", "two_sided": "#D55E00"}
 
 
 def measure_here(setting: Setting, *, report: Callable[[str, int, int], None] = lambda *_: None) -> pd.DataFrame:
     """Measure each mode of a setting on this machine's own fabric.
 
-    The workspace is sized for the tokens of the round, not for the capacity.
+    The workspace is sized for the capacity that is set; on `host`, where the workspaces of all ranks would then take
+    too much of the machine's memory, for the tokens of the round.
 
     Args:
         setting: what to measure.
         report: called with what begins, the step, and the number of steps.
 
     Returns:
-        One row per mode: `mode, fabric, ep_size, tokens, model, format, routing, p50_us, low_us, high_us, samples`.
+        One row per mode: `mode, fabric, ep_size, tokens, max_tokens, capacity, model, format, routing, samples, p50_us,
+        low_us, high_us`; `max_tokens` is what the workspace was sized for, `capacity` what was set.
 
     Raises:
         Refused: more ranks or memory than this machine carries, or a limit of the kernels. WrongResult: a result
@@ -43,6 +45,7 @@ def measure_here(setting: Setting, *, report: Callable[[str, int, int], None] = 
     if not setting.modes:
         raise Refused("no mode to measure: here one_sided and two_sided are measured; choose one of them")
     fabric = fabric_here(setting)
+    sized_for = max_tokens_here(setting, fabric)
     steps = len(setting.modes) + 1
     report(f"starting {setting.layout.world_size} ranks on {fabric}", 0, steps)
     rows = []
@@ -53,6 +56,7 @@ def measure_here(setting: Setting, *, report: Callable[[str, int, int], None] = 
                 layouts=setting.layout,
                 modes=mode,
                 tokens=setting.tokens,
+                max_tokens=sized_for,
                 model=setting.model,
                 formats=setting.format,
                 routings=setting.label,
@@ -60,7 +64,7 @@ def measure_here(setting: Setting, *, report: Callable[[str, int, int], None] = 
                 sampling=Sampling(min_samples=SAMPLES, max_samples=SAMPLES, warmup=2),
             )
             medians = crossover.medians(run(sweep, ranks=ranks, progress=False), clock="eager")
-            rows.append(_row(setting, mode, fabric, medians.iloc[0]))
+            rows.append(_row(setting, mode, fabric, sized_for, medians.iloc[0]))
     report("done", steps, steps)
     return pd.DataFrame(rows)
 
@@ -79,13 +83,23 @@ def fabric_here(setting: Setting) -> str:
             f"{ranks} ranks: this machine has {count_visible_gpus()} GPUs, and as CPU processes (fabric host) it runs "
             f"at most {MOST_HOST_RANKS}; lower DP, TP or PCP"
         )
-    size = ranks * setting.plan.allocated_for(setting.tokens)
-    if size > MOST_HOST_BYTES:
+    if (size := _workspaces_bytes(setting, setting.tokens)) > MOST_HOST_BYTES:
         raise Refused(
             f"{setting.tokens} tokens on {ranks} ranks take {size / 2**30:.1f} GiB of this machine's memory: at most "
             f"{MOST_HOST_BYTES / 2**30:g} GiB; use fewer tokens or ranks"
         )
     return "host"
+
+
+def max_tokens_here(setting: Setting, fabric: str) -> int:
+    """Tokens per rank for which a workspace is sized: the capacity, or on `host` the round's if that is too much."""
+    if fabric == "host" and _workspaces_bytes(setting, setting.capacity) > MOST_HOST_BYTES:
+        return setting.tokens
+    return setting.capacity
+
+
+def _workspaces_bytes(setting: Setting, max_tokens: int) -> int:
+    return setting.layout.world_size * setting.plan.allocated_for(max_tokens)
 
 
 def here_panel(table: pd.DataFrame | None) -> Panel:
@@ -108,15 +122,32 @@ def here_panel(table: pd.DataFrame | None) -> Panel:
             text(WIDTH - 62, y + 4, f"{number(row['p50_us'])} µs", size=11),
         ]
     is_host = (table["fabric"] == "host").any()
-    note = "host: CPU processes over shared memory; not the time of NVLink" if is_host else "this machine's GPUs"
-    height = 34 + STEP * len(table) + 12
-    body.append(text(0, height - 4, note, fill=QUIET, size=11))
+    notes = ["host: CPU processes over shared memory; not the time of NVLink" if is_host else "this machine's GPUs"]
+    notes += [_size_note(row) for row in table.to_dict("records")[-1:]]
+    height = 34 + STEP * len(table) + 12 + LINE
+    body += [text(0, height - 4 - LINE * below, note, fill=QUIET, size=11) for below, note in enumerate(notes[::-1])]
     alt = "; ".join(f"{r['mode']} on {r['fabric']}: {r['p50_us']:.0f} µs" for r in table.to_dict("records"))
     return drawing(body, width=WIDTH, height=height, alt=f"Measured here: {alt}")
 
 
-def _row(setting: Setting, mode: str, fabric: str, medians: pd.Series) -> dict[str, object]:
+def _size_note(row: dict[str, object]) -> str:
+    """For how many tokens the latest workspaces were sized."""
+    if row["max_tokens"] == row["capacity"]:
+        return f"workspace sized for the capacity of {row['capacity']} tokens"
+    most = f"{MOST_HOST_BYTES / 2**30:g} GiB"
+    return (
+        f"workspace sized for {row['max_tokens']} tokens: the capacity of {row['capacity']} would take over {most} here"
+    )
+
+
+def _row(setting: Setting, mode: str, fabric: str, sized_for: int, medians: pd.Series) -> dict[str, object]:
     about = {"ep_size": setting.layout.ep_size, "model": setting.model, "format": setting.format}
     numbers = {name: float(medians[name]) for name in ("p50_us", "low_us", "high_us")}
-    load = {"tokens": setting.tokens, "routing": setting.label, "samples": int(medians["n"])}
+    load = {
+        "tokens": setting.tokens,
+        "max_tokens": sized_for,
+        "capacity": setting.capacity,
+        "routing": setting.label,
+        "samples": int(medians["n"]),
+    }
     return {"mode": mode, "fabric": fabric} | about | load | numbers

@@ -59,7 +59,7 @@ def test_figures_stay_in_their_column(person, theme):
     person.tab.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
     for width in (1000, 1400):
         person.tab.set_viewport_size({"width": width, "height": 1000})
-        assert person.notebook.locator(".jp-OutputArea-output img").count() >= 4
+        person.notebook.locator(".jp-OutputArea-output img").nth(4).wait_for(state="attached")
         assert person.too_wide() == []
         shoot_as(person.tab, f"quickstart-{theme.lower()}-{width}")
 
@@ -104,7 +104,7 @@ def test_a_question_is_answered_wrongly_then_rightly_then_revealed(person):
     shoot_as(person.tab, "exercise-right")
     person.write(cell, 'lab.reveal("04.2")')
     cell = person.notebook.locator(".jp-CodeCell", has_text='lab.reveal("04.2")')
-    cell.locator(".jp-RenderedHTML").get_by_text(f"04.2: {answer('04.2')}").wait_for()
+    cell.locator(".jp-RenderedHTML").get_by_text(f"04.2: {answer('04.2'):,}").wait_for()
     shoot_as(person.tab, "exercise-revealed")
 
 
