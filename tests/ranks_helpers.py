@@ -228,3 +228,21 @@ def meet_in_turn(rank, groups):
 def gather_sizes(rank, sizes):
     """Lengths of the objects that every rank sees, of which some are too large for one collective call."""
     return [len(part) for part in rank.group("world").allgather(b"x" * sizes[rank.index])]
+
+
+def rounds_of_sizes(rank, mode, sizes):
+    """Checked rounds of these sizes, one after another, on one workspace; how many there were."""
+    from mnnvl_lab.exchange import Exchange
+    from mnnvl_lab.measure import Point
+    from mnnvl_lab.measure.check import checked_round
+    from mnnvl_lab.measure.workload import Work
+    from mnnvl_lab.routing import Load, Uniform
+    from mnnvl_lab.transport import open_transport
+
+    exchange = Exchange(mode=mode, layout=rank.layout, max_tokens=max(sizes), hidden=256, experts=32, top_k=8)
+    with open_transport(rank, exchange) as transport:
+        for seed, tokens in enumerate(sizes):
+            point = Point(exchange=exchange, load=Load(routing=Uniform(), tokens=tokens, seed=seed))
+            work = Work.of(rank, point)
+            checked_round(transport, work, work.batch())
+    return len(sizes)

@@ -15,7 +15,7 @@ from mnnvl_lab.glossary import PAGE, glossary
 ROOT = Path(__file__).parents[1]
 ORDINARY = {"API", "CI", "CSV", "GIF", "HTML", "ID", "JSON", "OK", "PDF", "PID", "PNG", "README", "SHA256", "SVG"}
 """What any reader of English or of a shell knows."""
-NAMES = {"AMD", "DIR", "EPYC", "TMPDIR"}
+NAMES = {"AMD", "DIR", "EPYC", "GLM", "TMPDIR"}
 """Of makers, products and variables."""
 SIGNALS = re.compile("SIG[A-Z0-9]+")
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|<[^>]+>", re.DOTALL)

@@ -71,7 +71,7 @@ def _add_server(parser) -> None:
     group = parser.add_argument_group("memory of a server, with --weights")
     group.add_argument("--weights", metavar="DTYPE", help="of the routed experts: bf16, fp8, fp4, mxfp4")
     group.add_argument("--rules", metavar="ENGINE", help="whose workspaces: vllm (default), sglang")
-    group.add_argument("--heads", nargs="+", default=(), metavar="FORMAT[:H]", help="further layers, such as bf16:2048")
+    group.add_argument("--heads", nargs="+", default=(), metavar="FORMAT", help="further layers, such as bf16:2048")
     group.add_argument(
         "--namespaces", nargs="+", metavar="NAME", help="of SGLang: decode (default), speculative, sp_prefill"
     )

@@ -1,5 +1,6 @@
 """Bytes and regions of either mode's workspace, exactly as the kernels lay them out, and what they cost."""
 
+from mnnvl_lab.workspace.kernel_limits import kernel_wait_limit_s
 from mnnvl_lab.workspace.mnnvl import Allocation, Region, Window, pack
 from mnnvl_lab.workspace.one_sided import OneSidedWorkspace
 from mnnvl_lab.workspace.one_sided_main import MainOneSidedWorkspace
@@ -21,6 +22,7 @@ __all__ = [
     "Window",
     "fills_last_step",
     "first_rows_that_fill",
+    "kernel_wait_limit_s",
     "pack",
     "packets_per_row",
     "prepare_packets",

@@ -7,8 +7,10 @@ Those of FlashInfer 0.7.2 (`moeAlltoAllKernels.h`, `moeAlltoAllKernels.cu`, `trt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import gcd, lcm
+from math import gcd, inf, lcm
+from numbers import Real
 
+from mnnvl_lab.errors import Refused, shown
 from mnnvl_lab.exchange import COMBINE_BYTES, ExchangeShape
 from mnnvl_lab.model import require_format
 from mnnvl_lab.workspace.two_sided import FIFO_ENTRY_BYTES, PACKET_BYTES, PACKET_DATA_BYTES
@@ -22,6 +24,7 @@ TWO_SIDED_EXPERTS_STEP = 4  # trtllm_alltoall.cu: "expertCount must be divisible
 TWO_SIDED_MAX_RANKS = 128  # threads of the prepare kernel's prefix sum
 TWO_SIDED_MAX_ROW_BYTES = FIFO_ENTRY_BYTES // PACKET_BYTES * PACKET_DATA_BYTES  # a longer row spins for ever
 ROW_ALIGNMENT_BYTES = 16
+ONE_SIDED_WAIT_CYCLES = 300 * 2000 * 1_000_000  # check_timeout of moeAlltoAllKernels.cu: 300 s at 2 GHz
 ID_BYTES = 4  # of expert ids and weights, the last two payloads of one-sided dispatch
 
 
@@ -38,6 +41,23 @@ def problems(shape: ExchangeShape, mode: str) -> Iterator[str]:
         yield from _two_sided_problems(shape)
     if mode == "pico":
         yield from _pico_problems(shape)
+
+
+def kernel_wait_limit_s(mode: str, clock_ghz: float) -> float:
+    """Seconds after which a kernel that waits for a peer ends its process with a trap.
+
+    One-sided counts cycles of the multiprocessor, fixed when it is compiled; two-sided waits without a limit. Ranks of
+    this package look after their own, `round_limit_s` of `Ranks.run`.
+
+    Args:
+        clock_ghz: at which the multiprocessors run, such as 1.98 on an H100.
+
+    Raises:
+        Refused: the clock is no positive number.
+    """
+    if not isinstance(clock_ghz, Real) or not 0 < clock_ghz < inf:
+        raise Refused(f"clock_ghz is {shown(clock_ghz)}: it must be a positive number; pass GHz, such as 1.98")
+    return ONE_SIDED_WAIT_CYCLES / (clock_ghz * 1e9) if mode == "one_sided" else inf
 
 
 def expert_multiple(mode: str, ep_size: int) -> int:
