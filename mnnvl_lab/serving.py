@@ -113,11 +113,23 @@ def who_serves(plan: Plan) -> Served:
     return Served(case=case, table=pd.DataFrame(rows))
 
 
+OTHER_SIZES = ("air", "flash", "lite", "mini", "nano", "distill", "tiny")
+"""Words in a checkpoint's name that make it another model than the one it begins with."""
+
+
 def model_named(name: str) -> Model | None:
-    """The model that a name of a checkpoint begins with, such as `deepseek-ai/DeepSeek-V3-0324`; None if none does."""
+    """The model that a name of a checkpoint begins with, such as `deepseek-ai/DeepSeek-V3-0324`; None if none does.
+
+    What follows must begin with a hyphen (`DeepSeek-V3.3` may have another shape) and name no other size
+    (`GLM-4.5-Air`).
+    """
     base = name.rstrip("/").rpartition("/")[2].casefold().replace("_", "-")
-    known = [one for one in (*MODELS, *ALIASES) if base.startswith(one)]
-    return require_model(max(known, key=len)) if known else None
+    known = [one for one in (*MODELS, *ALIASES) if base == one or base.startswith(f"{one}-")]
+    if not known:
+        return None
+    found = max(known, key=len)
+    others = set(base.removeprefix(found).split("-")) & set(OTHER_SIZES)
+    return None if others else require_model(found)
 
 
 def about(setup: EngineSetup) -> str:

@@ -262,8 +262,18 @@ def test_models_by_the_names_of_checkpoints():
     assert model_named("deepseek-ai/DeepSeek-R1").name == "deepseek-v3"
     assert model_named("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8").name == "qwen3-235b-a22b"
     assert model_named("/models/Kimi-K2-Instruct/").name == "kimi-k2"
+    assert model_named("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4").name == "nemotron-3-super"
+    assert model_named("deepseek-ai/DeepSeek-V4-Flash-0731").name == "deepseek-v4-flash"
     assert model_named("meta/other") is None
     assert model_named("") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["zai-org/GLM-4.5-Air", "zai-org/GLM-5.3-Flash", "deepseek-ai/DeepSeek-V3.3", "DeepSeek-R1-Distill-Qwen-7B"]
+)
+def test_a_checkpoint_of_another_size_or_version_is_not_taken_for_the_model(name):
+    """GLM-4.5-Air has 128 experts, GLM-4.5 has 160."""
+    assert model_named(name) is None
 
 
 # The command
