@@ -143,6 +143,19 @@ def test_what_does_not_fit_says_what_would():
     assert v3(Layout(dp=8), max_tokens=batch).deployment().fits
 
 
+def test_the_cache_that_is_asked_for_counts():
+    """70,272 bytes per token of DeepSeek-V3."""
+    held = v3(Layout(dp=8), format="nvfp4").deployment()
+    room = held.left_bytes // 70_272
+    assert v3(Layout(dp=8), format="nvfp4").deployment(least_kv_tokens=room).fits
+    tight = v3(Layout(dp=8), format="nvfp4").deployment(least_kv_tokens=room + 1000)
+    assert not tight.fits
+    batch = tight.most_tokens()
+    assert f"use max_tokens {batch} or less" in tight.reasons_against[0]
+    assert batch == held.most_tokens(room + 1000)
+    assert v3(Layout(dp=8), max_tokens=batch, format="nvfp4").deployment(least_kv_tokens=room + 1000).fits
+
+
 def test_a_model_that_is_not_known_has_workspaces_all_the_same():
     held = lab.plan(Layout(dp=4), hidden=4096, experts=64, top_k=4, max_tokens=64).deployment()
     assert held.expert_bytes is held.other_bytes is held.kv_tokens is None
@@ -166,6 +179,7 @@ def test_a_model_that_is_not_known_has_workspaces_all_the_same():
         ({"engine": "sglang", "namespaces": ["draft"]}, "'draft'"),
         ({"engine": "sglang", "namespaces": []}, "no workspace"),
         ({"redundant": -1}, "redundant is -1"),
+        ({"least_kv_tokens": -1}, "least_kv_tokens is -1"),
         ({"utilization": 0}, "utilization is 0"),
         ({"utilization": float("nan")}, "utilization is nan"),
         ({"other_weights_bytes": -5}, "other_weights_bytes is -5"),
@@ -205,6 +219,17 @@ class TestCommandLine:
         assert main([*line, "--namespaces", "decode", "speculative", "--", *flags]) == 0
         found = json.loads(capsys.readouterr().out)["deployment"]
         assert [(one["engine"], len(one["workspaces"])) for one in found] == [("sglang", 2)]
+
+    def test_tokens_of_cache_that_must_fit(self, capsys):
+        line = [*self.LINE, "--weights", "fp8", "--modes", "one_sided"]
+        assert main([*line, "--kv-tokens", "100000"]) == 0
+        assert main([*line, "--kv-tokens", "10000000"]) == 1
+        assert "does not fit with 10,000,000 tokens of KV cache" in capsys.readouterr().err
+
+    def test_an_engine_whose_rules_are_not_known(self, capsys):
+        line = ["plan", "--engine", "tensorrt_llm", "--model", "deepseek-v3", "--weights", "fp8"]
+        assert main([*line, "--modes", "one_sided", "--", "--tp_size", "8"]) == 2
+        assert "pass --rules vllm or sglang" in capsys.readouterr().err
 
     def test_the_layout_of_main_by_name(self, capsys):
         line = ["plan", "--dp", "8", "--model", "deepseek-v3", "--flashinfer", "main", "--cft", "--json"]

@@ -77,6 +77,7 @@ def _add_server(parser) -> None:
     )
     group.add_argument("--redundant", type=whole, default=0, metavar="N", help="replicas of experts per layer (EPLB)")
     group.add_argument("--other-gib", type=number_in(0, 2**30), metavar="GIB", help="other weights per rank, if known")
+    group.add_argument("--kv-tokens", type=whole, default=0, metavar="N", help="tokens of KV cache that must fit")
     group.add_argument(
         "--utilization",
         type=number_in(0.01, 1),
@@ -117,10 +118,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _deployment(args: argparse.Namespace, made, mode: str, setup):
+    from mnnvl_lab.errors import Refused
     from mnnvl_lab.planner.live import ENGINES
 
-    named = setup.engine.lower() if setup else ""
-    rules = args.rules or (named if named in ENGINES else ENGINES[0])
+    rules = args.rules or (setup.engine.lower() if setup else ENGINES[0])
+    if rules not in ENGINES and not args.rules:
+        raise Refused(
+            f"--weights with {setup.engine}: its rules on workspaces are not known; pass --rules {' or '.join(ENGINES)}"
+        )
     return made.deployment(
         mode=mode,
         engine=rules,
@@ -130,6 +135,7 @@ def _deployment(args: argparse.Namespace, made, mode: str, setup):
         redundant=args.redundant,
         other_weights_bytes=None if args.other_gib is None else int(args.other_gib * 2**30),
         utilization=args.utilization,
+        least_kv_tokens=args.kv_tokens,
     )
 
 

@@ -40,6 +40,7 @@ class Deployment(Totals):
         redundant: replicas of experts in each layer (EPLB).
         given_other_bytes: weights of everything else, as an engine reports them; None to take them from the model.
         utilization: share of the GPU's memory that the engine may use.
+        least_kv_tokens: tokens of KV cache that must find room.
     """
 
     plan: Plan
@@ -51,6 +52,7 @@ class Deployment(Totals):
     redundant: int = 0
     given_other_bytes: int | None = None
     utilization: float = UTILIZATION
+    least_kv_tokens: int = 0
 
     @property
     def mode_plan(self) -> ModePlan:
@@ -125,7 +127,8 @@ class Deployment(Totals):
 
     @property
     def fits(self) -> bool:
-        return self.left_bytes >= 0
+        """Whether weights, workspaces and the KV cache that is asked for find room."""
+        return self.left_bytes >= self._kv_bytes(self.least_kv_tokens)
 
     @property
     def reasons_against(self) -> tuple[str, ...]:
@@ -133,15 +136,19 @@ class Deployment(Totals):
         refused = tuple(f"{self.mode} cannot serve this: {problem}" for problem in self.mode_plan.problems)
         return refused if self.fits else (*refused, self._too_large())
 
-    def most_tokens(self, kv_tokens: int = 0) -> int | None:
-        """The most tokens of a batch beside which so many tokens of KV cache fit; None if not even one does.
+    def most_tokens(self, kv_tokens: int | None = None) -> int | None:
+        """The most tokens of a batch beside which the KV cache fits; None if not even one does.
 
         The two-sided workspace does not depend on tokens: then it is the largest count or None.
+
+        Args:
+            kv_tokens: tokens of KV cache that must find room; `least_kv_tokens` by default.
 
         Raises:
             Refused: KV cache is asked for and its size per token is not known.
         """
-        needed_bytes = self._kv_bytes(require_count("kv_tokens", kv_tokens, least=0))
+        tokens = self.least_kv_tokens if kv_tokens is None else require_count("kv_tokens", kv_tokens, least=0)
+        needed_bytes = self._kv_bytes(tokens)
         room_bytes = self.left_bytes + self.allocated_bytes - needed_bytes
         rows_bytes = self.plan.need.dispatch_bytes_per_token + self.plan.need.combine_bytes_per_token
         share = self.plan.layout.tp if self.plan.sequence_parallel else 1
@@ -163,8 +170,10 @@ class Deployment(Totals):
     def _too_large(self) -> str:
         most = self.most_tokens()
         remedy = "use more GPUs, or weights in fewer bytes" if most is None else f"use max_tokens {most} or less"
+        missing = self._kv_bytes(self.least_kv_tokens) - self.left_bytes
+        cache = f" with {self.least_kv_tokens:,} tokens of KV cache" if self.least_kv_tokens else ""
         return (
-            f"{self.mode} does not fit: {readable_bytes(-self.left_bytes)} too many in "
+            f"{self.mode} does not fit{cache}: {readable_bytes(missing)} too many in "
             f"{readable_bytes(self.budget_bytes)} ({self.utilization:.0%} of {self.plan.gpu.name}); {remedy}"
         )
 
@@ -182,7 +191,16 @@ class Deployment(Totals):
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        names = ("mode", "engine", "weights", "redundant", "utilization", "budget_bytes", "expert_bytes")
+        names = (
+            "mode",
+            "engine",
+            "weights",
+            "redundant",
+            "utilization",
+            "least_kv_tokens",
+            "budget_bytes",
+            "expert_bytes",
+        )
         more = ("redundant_bytes", "other_bytes", "allocated_bytes", "kept_bytes", "unused_bytes", "left_bytes")
         return {
             **{name: getattr(self, name) for name in (*names, *more, "kv_tokens", "fits")},
@@ -234,9 +252,12 @@ class Deployment(Totals):
 
     def _notes(self) -> list[str]:
         most = self.most_tokens()
-        notes = (
-            [f"the largest batch beside these weights: {most:,} tokens"] if most and self.mode == "one_sided" else []
+        beside = (
+            f"these weights and {self.least_kv_tokens:,} tokens of KV cache"
+            if self.least_kv_tokens
+            else "these weights"
         )
+        notes = [f"the largest batch beside {beside}: {most:,} tokens"] if most and self.mode == "one_sided" else []
         if self.unused_bytes:
             notes.append(
                 f"{readable_bytes(self.unused_bytes)} of the workspaces stay empty: vLLM sizes them for whole batches, "
@@ -256,6 +277,7 @@ def deployment(
     redundant: int = 0,
     other_weights_bytes: int | None = None,
     utilization: float = UTILIZATION,
+    least_kv_tokens: int = 0,
 ) -> Deployment:
     """Put a server's weights and workspaces beside one another: `Plan.deployment` says what each argument means."""
     if heads and engine == "sglang":
@@ -274,10 +296,12 @@ def deployment(
         if other_weights_bytes is None
         else require_count("other_weights_bytes", other_weights_bytes, least=0, most=2**63 - 1),
         utilization=float(utilization),
+        least_kv_tokens=require_count("least_kv_tokens", least_kv_tokens, least=0),
     )
     for head in made.heads:
         require_format(head.format).require_hidden(head.hidden or plan.need.hidden)
     require_namespaces(made.namespaces)
+    made._kv_bytes(made.least_kv_tokens)  # refused where the model does not say what a token takes
     return made
 
 

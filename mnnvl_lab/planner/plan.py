@@ -129,6 +129,7 @@ class Plan:
             other_weights_bytes: weights of everything else on one rank, as an engine reports them; otherwise about as
                 many as the model's card says.
             utilization: share of the GPU's memory that the engine may use (vLLM's `gpu_memory_utilization`).
+            least_kv_tokens: tokens of KV cache that must find room beside all this.
 
         Raises:
             Refused: an unknown name, or a number out of its range.
