@@ -1,5 +1,6 @@
 """The recorded rounds of FlashInfer's kernels, reproduced by the `host` transports and by the oracle."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_the_host_transports_leave_what_the_kernels_left(host_ranks, ranks):
             assert ours.keys() == theirs.keys()
             for name in theirs:
                 np.testing.assert_array_equal(ours[name], theirs[name], err_msg=f"{case.name}, rank {ep_rank}, {name}")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])  # all cases of 4 and 8 ranks pass too, and take the interpreter a minute
+def test_pico_leaves_what_the_one_sided_kernels_left(host_ranks, ranks):
+    """Every region, for its layout is FlashInfer's; `test_the_host_transports_leave_...` says how they are compared."""
+    for case, per_rank in recorded(ranks):
+        if case.mode == "one_sided" and (ranks == 2 or len(set(case.tokens)) > 1):
+            pico = replace(case, mode="pico")
+            host_ranks.use(case.layout)
+            for here, there in zip(host_ranks.run(conformance.replay, pico), per_rank, strict=True):
+                ours, theirs = conformance.normalised(pico, here), conformance.normalised(case, there)
+                assert ours.keys() == theirs.keys()
+                for name in theirs:
+                    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=f"{case.name}, {name}")
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -83,7 +83,7 @@ def cases(ep_sizes: tuple[int, ...] = (2, 4, 8)) -> Iterator[Case]:
 
 
 def replay(rank, case: Case) -> Arrays:
-    """Rank function: run the case's rounds, checked against the oracle, and bring home what they left. Collective."""
+    """Rank function: run the case's rounds, checked against the oracle, and return what they left. Collective."""
     from mnnvl_lab.transport import open_transport
 
     arrays: Arrays = {}
@@ -117,7 +117,7 @@ def _received(received) -> Arrays:
 
 
 def _aux(transport, case: Case, phase: str) -> Arrays:
-    if case.mode != "one_sided":
+    if case.mode == "two_sided":
         return {}
     aux_bytes = OneSidedWorkspace.of(case.exchange).aux_bytes
     return {f"aux_after_{phase}": transport.workspace_row()[:aux_bytes]}
