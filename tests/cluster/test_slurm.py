@@ -43,14 +43,15 @@ def holder(slurm):
     slurm.command("scancel", job)
 
 
+@pytest.fixture(scope="class")
+def ranks(shared_slurm):
+    with start() as ranks:
+        yield ranks
+    await_empty_queue(shared_slurm)
+
+
 class TestWarmRanks:
     """Four ranks that all of these tests share: each finds them usable, whatever the one before did to the job."""
-
-    @pytest.fixture(scope="class")
-    def ranks(self, shared_slurm):
-        with start() as ranks:
-            yield ranks
-        await_empty_queue(shared_slurm)
 
     def test_ranks_over_both_nodes_in_the_layouts_order(self, ranks):
         assert ranks.run(on.environment, "SLURMD_NODENAME") == ["n1", "n1", "n2", "n2"]
