@@ -7,10 +7,11 @@ import nbformat
 import pytest
 
 from mnnvl_lab.glossary import glossary
+from tools import syllabus
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 README = FOLDER.parent / "README.md"
-LATER = {"00", "01", "03", "04", "05", "13", "14"}
+LATER = {"13", "14"}
 PATHS = {path.stem[:2]: path for path in sorted(FOLDER.glob("[0-9]*.ipynb"))}
 every_notebook = pytest.mark.parametrize("number", PATHS)
 every_framed_notebook = pytest.mark.parametrize("number", sorted(PATHS.keys() - LATER))
@@ -82,3 +83,10 @@ def test_the_readme_lists_it_with_its_time_and_what_comes_before(number):
     assert int(row["minutes"]) == int(time[1] or MINUTES[time[2]])
     for before in re.findall(r"\d\d", row["before"]):
         assert f"]({PATHS[before].name})" in prose_of(number)[0]
+
+
+@every_notebook
+def test_its_minutes_follow_the_rule_of_the_syllabus(number):
+    notebook = nbformat.read(PATHS[number], as_version=4)
+    stated, rule = int(TIME.search(need_of(number))[1]), syllabus.minutes(notebook)
+    assert abs(stated - rule) <= syllabus.STEP_MINUTES, f"{rule} minutes by the rule of tools.syllabus"
