@@ -1,6 +1,8 @@
 """Tables for papers: what is shown, how it is written, and that it is the number of the samples."""
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -79,6 +81,32 @@ def test_latex_is_booktabs_with_decimals_below_each_other(samples):
     assert {len(median.partition(".")[2]) for median in medians} == {1}
     columns = re.search(r"tabular}{(\w+)}", "\n".join(lines))[1]
     assert {row.count("&") for row in rows} == {len(columns) - 1}
+
+
+def test_latex_nests_its_environments_balances_braces_and_is_ascii(samples):
+    bytes_and_words = pd.DataFrame({"workspace_bytes": [226 * 2**20], "note": [NASTY + "µ × – · ∞"]})
+    for table in (samples, records.summary(samples), bytes_and_words):
+        latex = lab.table(table, style="latex")
+        open_ones = []
+        for verb, name in re.findall(r"\\(begin|end)\{(\w+)\}", latex):
+            if verb == "begin":
+                open_ones.append(name)
+            else:
+                assert open_ones.pop() == name
+        assert open_ones == []
+        assert len(re.findall(r"(?<!\\)\{", latex)) == len(re.findall(r"(?<!\\)\}", latex))
+        assert re.sub("^%.*", "", latex, flags=re.MULTILINE).isascii()  # a comment is not typeset
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_is_compiled_as_it_is(samples, tmp_path):
+    nasty = pd.DataFrame({"note": [NASTY + "µ × – · ∞"], "workspace_bytes": [2**20]})
+    tables = "\n\n".join(lab.table(table, style="latex") for table in (records.summary(samples), nasty))
+    preamble = r"\documentclass{article}\usepackage{booktabs,textcomp}\begin{document}"
+    (tmp_path / "table.tex").write_text(f"{preamble}\n{tables}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_what_a_format_reads_as_its_own_is_escaped():

@@ -50,7 +50,8 @@ def surroundings(home: Path) -> dict[str, str]:
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    return os.environ | {
+    given = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # of tests without a notebook
+    return given | {
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
