@@ -39,6 +39,8 @@ LEAST_REACH_PERCENT = 1.0
 ROOM_FOR_WORDS = 0.06
 """Share of the axis kept free at its ends, where it is said which side is the faster."""
 SIDES = (("first", "origin_a"), ("second", "origin_b"))
+LEGEND_ROOM = 1.2
+"""Factor of the axis above 1, so that the legend covers no line."""
 APART = 1.05
 """Factor along the axis between neighbouring lines, so that no interval hides another."""
 
@@ -174,7 +176,8 @@ def fastest(table: pd.DataFrame, *, clock: str | None = None, phase: str = "roun
         ax.axhline(1, color=QUIET, linewidth=0.8, zorder=1)
         format_axis(ax.xaxis, "tokens", relative["tokens"].to_numpy())
         ax.set_ylabel("Median latency over the fastest's")
-        ax.legend(frameon=False)
+        ax.set_ylim(top=1 + LEGEND_ROOM * (ax.get_ylim()[1] - 1))
+        ax.legend(frameon=False, ncols=2, loc="upper left")
         head(ax, f"Who is ahead at a {phase}, by tokens per rank", format_load(table, ("tokens",)))
         shown = table[(table["clock"] == clock) & (table["phase"] == phase)]
         words = "bands: 95 % of the median" + ("; grey: where two change places" if len(changes) else "")

@@ -233,7 +233,8 @@ def format_axis(axis: Axis, name: str, values: np.ndarray) -> None:
 
 def format_tick(axis: Axis, value: float) -> str:
     """The number at a tick, written like the others that are visible on its axis."""
-    return format_number(value, max(map(abs, axis.get_view_interval())))
+    low, high = sorted(axis.get_view_interval())
+    return format_number(value, max((abs(tick) for tick in axis.get_majorticklocs() if low <= tick <= high), default=0))
 
 
 def _is_wide(values: np.ndarray) -> bool:
