@@ -95,8 +95,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             memory_bytes=97871 * MIB,
             nvlink_gigabytes_per_s=450,
             hbm_gigabytes_per_s=4000,
-            source="NVIDIA H20 data sheet (900 GB/s NVLink both ways, 4.0 TB/s); nvidia-smi: 97871 MiB and 78 "
-            "multiprocessors by cudaDeviceProp as users report",
+            source="NVIDIA H20 data sheet (900 GB/s NVLink both ways, 4.0 TB/s); nvidia-smi: 97871 MiB "
+            "(nvtrust #128); 78 multiprocessors by cudaDeviceProp as users report",
         ),
         "b300": Gpu(
             name="B300 SXM",

@@ -13,6 +13,7 @@ import pytest
 import mnnvl_lab as lab
 from mnnvl_lab.__main__ import main
 from mnnvl_lab.cli import sweep as sweep_command
+from mnnvl_lab.doctor.known_errors import KNOWN_ERRORS
 from mnnvl_lab.errors import Hang, LabError, Refused
 from mnnvl_lab.exchange import Exchange, ExchangeShape
 from mnnvl_lab.faults import FuzzCase, run_fuzz_cases, small_point, stay_away
@@ -350,6 +351,15 @@ def test_python_of_the_page_says_what_stands_there(code, due, host_ranks, capsys
     for line in due:
         assert line in said
     assert due or not raised
+
+
+def test_the_page_has_every_known_error_with_cause_remedy_and_reports():
+    rows = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}
+    assert set(rows) == {error.said for error in KNOWN_ERRORS}
+    for error in KNOWN_ERRORS:
+        line = rows[error.said]
+        assert f"| {error.cause} | {error.remedy} |" in line
+        assert all(f"]({link})" in line for link in error.reports)
 
 
 def test_every_case_has_its_report_and_its_line():
