@@ -160,3 +160,11 @@ def test_the_recorded_pair_is_judged_by_its_own_samples():
     crossing = changes[(changes["below"] == "two_sided") & (changes["above"] == "all_to_all")]
     behind = medians["two_sided"] > medians["all_to_all"]
     assert medians.index[~behind].max() < crossing["tokens"].item() < medians.index[behind].min()
+
+
+def test_the_clock_is_the_only_one_of_the_samples_or_graph():
+    eager = samples({"one_sided": [10] * 5, "two_sided": [20] * 5}, clock="eager")
+    assert crossover.usual_clock(eager) == "eager"
+    assert set(crossover.table(eager)["clock"]) == {"eager"}
+    both = pd.concat([eager, eager.assign(clock="graph")])
+    assert crossover.usual_clock(both) == "graph"

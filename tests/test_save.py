@@ -180,3 +180,8 @@ def test_in_a_notebook_a_figure_carries_its_description():
         InteractiveShell.clear_instance()
     assert data["image/png"] == "bytes"
     assert metadata["image/png"] == {"alt": plots.alt_text(ax)}
+
+
+def test_a_description_has_the_words_inside_a_figure():
+    text = plots.alt_text(plots.rank_grid(Layout(dp=2).to_frame(), hue="ep_group"))
+    assert "rank 0; EP rank 0 node 0 · GPU 0; rank 1; EP rank 1 node 0 · GPU 1" in text

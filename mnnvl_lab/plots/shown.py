@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MOST_SERIES = 8
 """A description names so many series; a figure has seldom more."""
+MOST_NOTES = 12
+"""And so many of the words inside a figure."""
 
 
 def shown(ax: Axes) -> pd.DataFrame:
@@ -38,12 +40,20 @@ def title_of(ax: Axes) -> str:
 
 
 def alt_text(ax: Axes) -> str:
-    """The figure in words: title, what holds throughout, axes, and where each series begins and ends."""
+    """The figure in words: title, what holds throughout, axes, where each series begins and ends, and notes inside."""
     parts = [title_of(ax), words_of(ax, "subtitle"), _axes_words(ax)]
     series = [_series_words(line) for line in labelled_lines(ax)]
     more = [f"and {len(series) - MOST_SERIES} more series"] if len(series) > MOST_SERIES else []
     caption = words_of(ax, "caption").replace("\n", " ")
-    return ". ".join(part.rstrip(".") for part in [*parts, *series[:MOST_SERIES], *more, caption] if part) + "."
+    told = [*parts, *series[:MOST_SERIES], *more, "; ".join(_notes(ax)[:MOST_NOTES]), caption]
+    return ". ".join(part.rstrip(".") for part in told if part) + "."
+
+
+def _notes(ax: Axes) -> list[str]:
+    """Words in the figure beside its title, its caption and the names of lines; without bare numbers."""
+    names = {line.get_label() for line in ax.lines}
+    texts = [" ".join(text.get_text().split()) for text in ax.texts if text.get_gid() not in ("subtitle", "caption")]
+    return [text for text in dict.fromkeys(texts) if text not in names and any(map(str.isalpha, text))]
 
 
 def describe_figures() -> None:
