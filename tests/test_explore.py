@@ -200,7 +200,8 @@ def test_log_scales_clip_and_invert():
     scale = LogScale(low=1, high=100, begin=0, end=10)
     assert [scale(v) for v in (1, 10, 100)] == pytest.approx([0, 5, 10])
     assert scale(1e9) < 11
-    assert scale.decades() == [1, 10, 100]
+    assert scale.ticks() == [1, 2, 5, 10, 20, 50, 100]
+    assert LogScale(low=27, high=480, begin=0, end=10).ticks() == [50, 100, 200]
 
 
 # Weights

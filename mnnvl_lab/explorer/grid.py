@@ -81,7 +81,7 @@ def _infos(ranks, groups: dict, place: dict, height: float) -> list[str]:
 def _style(name: str, ranks, groups: dict) -> str:
     at = f"#{name}"
     rules = [
-        f"{at} .m{{opacity:.12}}{at} .i{{display:none}}{at} .hint{{display:block}}",
+        f"{at} .m{{opacity:.3}}{at} .i{{display:none}}{at} .hint{{display:block}}",
         f"{at} .c{{outline:none;cursor:default}}{at} .c:focus .b{{stroke-width:3;stroke:{INK}}}",
         f"{at} .c:hover .b{{fill:{FAINT}}}",
     ]

@@ -8,10 +8,14 @@ from types import MappingProxyType
 import pandas as pd
 
 from mnnvl_lab.explorer.svg import (
+    BLUE,
     FAINT,
+    GREEN,
     INK,
     LINE,
+    PURPLE,
     QUIET,
+    VERMILLION,
     LogScale,
     Panel,
     dot,
@@ -25,10 +29,10 @@ from mnnvl_lab.explorer.svg import (
 
 COLORS: Mapping[str, str] = MappingProxyType(
     {
-        "one_sided": "#0072B2",
-        "two_sided": "#D55E00",
-        "allgather_reducescatter": "#009E73",
-        "all_to_all": "#CC79A7",
+        "one_sided": BLUE,
+        "two_sided": VERMILLION,
+        "allgather_reducescatter": GREEN,
+        "all_to_all": PURPLE,
     }
 )
 NAMES: Mapping[str, str] = MappingProxyType(
@@ -39,7 +43,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "all_to_all": "all-to-all",
     }
 )
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 52, 44, 46
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 560, 336, 52, 26, 50, 46
 
 
 def latency_panel(table: pd.DataFrame, *, recorded: pd.DataFrame | None = None, tokens: int | None = None) -> Panel:
@@ -100,27 +104,29 @@ def _scales(known: pd.DataFrame, recorded: pd.DataFrame | None) -> tuple[LogScal
     if recorded is not None and len(recorded):
         highest, least = max(highest, recorded["latency_us"].max()), min(least, recorded["latency_us"].min())
     first, last = known["tokens"].min(), max(known["tokens"].max(), known["tokens"].min() * 2)
-    x = LogScale(low=first, high=last, begin=LEFT, end=WIDTH - 12)
+    x = LogScale(low=first, high=last, begin=LEFT, end=WIDTH - RIGHT)
     y = LogScale(low=max(least / 1.6, 1e-3), high=1.4 * highest, begin=HEIGHT - BOTTOM, end=TOP)
     return x, y
 
 
 def _axes(x: LogScale, y: LogScale) -> list[str]:
     body = [text(0, 14, "latency of a round (µs), predicted", size=13, more='font-weight="600"')]
-    for value in y.decades():
-        for factor in (1, 2, 5):
-            if y.low <= factor * value <= y.high:
-                place = y(factor * value)
-                body.append(line(LEFT, place, WIDTH - 12, place, stroke=FAINT))
-                body.append(text(LEFT - 6, place + 4, f"{factor * value:g}", anchor="end", fill=QUIET, size=10))
+    for value in y.ticks():
+        place = y(value)
+        body.append(line(LEFT, place, WIDTH - RIGHT, place, stroke=FAINT))
+        body.append(text(LEFT - 6, place + 4, _tick(value), anchor="end", fill=QUIET, size=10))
     count = x.low
     while count <= x.high:
         place = x(count)
-        body.append(text(place, HEIGHT - BOTTOM + 14, f"{count:g}", anchor="middle", fill=QUIET, size=10))
+        body.append(text(place, HEIGHT - BOTTOM + 14, _tick(count), anchor="middle", fill=QUIET, size=10))
         body.append(line(place, HEIGHT - BOTTOM, place, HEIGHT - BOTTOM + 3))
         count *= 4
     middle = (LEFT + WIDTH) / 2
     return [*body, text(middle, HEIGHT - BOTTOM + 28, "tokens per rank", anchor="middle", fill=QUIET, size=11)]
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:g}"
 
 
 def _mode(rows: pd.DataFrame, color: str, x: LogScale, y: LogScale) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mnnvl_lab.explorer.svg import FAINT, INK, LINE, QUIET, WARN, Panel, drawing, rect, text
+from mnnvl_lab.explorer.svg import BLUE, FAINT, INK, LINE, QUIET, VERMILLION, WARN, Panel, drawing, rect, text
 from mnnvl_lab.notebook import readable_bytes
 from mnnvl_lab.planner import Plan
 
-WEIGHTS, ONE_SIDED, TWO_SIDED = "#999999", "#0072B2", "#D55E00"
+WEIGHTS, ONE_SIDED, TWO_SIDED = "#999999", BLUE, VERMILLION
 LEFT, WIDTH, BAR, STEP = 84, 560, 24, 56
 
 

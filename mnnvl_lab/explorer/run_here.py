@@ -8,7 +8,7 @@ import pandas as pd
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.explorer.setting import Setting
-from mnnvl_lab.explorer.svg import INK, QUIET, LogScale, Panel, dot, drawing, line, number, text
+from mnnvl_lab.explorer.svg import BLUE, INK, QUIET, VERMILLION, LogScale, Panel, dot, drawing, line, number, text
 from mnnvl_lab.hardware import count_visible_gpus
 
 MOST_HOST_RANKS = 16
@@ -16,7 +16,7 @@ MOST_HOST_BYTES = 2**31
 """Of all workspaces together, in the host's memory."""
 SAMPLES = 12
 WIDTH, LEFT, STEP, LINE = 560, 150, 26, 15
-COLORS = {"one_sided": "#0072B2", "two_sided": "#D55E00"}
+COLORS = {"one_sided": BLUE, "two_sided": VERMILLION}
 
 
 def measure_here(setting: Setting, *, report: Callable[[str, int, int], None] = lambda *_: None) -> pd.DataFrame:

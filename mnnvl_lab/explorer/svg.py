@@ -20,6 +20,10 @@ QUIET = "var(--jp-content-font-color2, currentColor)"
 LINE = "var(--jp-border-color1, #9e9e9e)"
 FAINT = "var(--jp-border-color2, #cfcfcf)"
 WARN = "var(--jp-error-color1, #c62828)"
+BLUE, VERMILLION, GREEN, PURPLE = (
+    f"color-mix(in srgb, {color} 80%, {INK})" for color in ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+)
+"""Those of `plots.style`, a little darker on a light page and lighter on a dark one, so that words in them are read."""
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 
 
@@ -57,10 +61,11 @@ class LogScale:
         share = math.log(max(value, 1e-9) / self.low) / math.log(self.high / self.low)
         return self.begin + min(max(share, -0.02), 1.02) * (self.end - self.begin)
 
-    def decades(self) -> list[float]:
-        """Powers of ten within the ends."""
-        first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-        return [10.0**n for n in range(first, last + 1)]
+    def ticks(self) -> list[float]:
+        """1, 2 and 5 times powers of ten within the ends."""
+        first, last = math.floor(math.log10(self.low)), math.floor(math.log10(self.high) + 1e-9)
+        steps = [factor * 10.0**n for n in range(first, last + 1) for factor in (1, 2, 5)]
+        return [step for step in steps if self.low * (1 - 1e-9) <= step <= self.high * (1 + 1e-9)]
 
 
 def drawing(body: Sequence[str], *, width: float, height: float, alt: str, style: str = "", name: str = "") -> Panel:
