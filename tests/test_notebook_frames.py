@@ -17,11 +17,10 @@ every_notebook = pytest.mark.parametrize("number", PATHS)
 every_framed_notebook = pytest.mark.parametrize("number", sorted(PATHS.keys() - LATER))
 KNOWN_TO_ALL = {"CPU", "CUDA", "GB/s", "GiB", "GPU", "LLM"}
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
-MINUTES = {"ten minutes": 10, "a quarter of an hour": 15, "twenty minutes": 20, "half an hour": 30}
-TIME = re.compile(rf"\*\*Time\*\*: (?:(\d+) minutes|({'|'.join(MINUTES)})) to read")
+TIME = re.compile(r"\*\*Time\*\*: (\d+) minutes to read")
 TAIL = re.compile(
     r"## The answer\n\n(?P<answer>[^\n]+)\n\n\*\*Three things to remember\*\*\n\n"
-    r"1\. [^\n]+\n2\. [^\n]+\n3\. [^\n]+\n\n(\*\*Next:\*\* |## Next\n\n)(?P<next>[^\n]+)$"
+    r"1\. [^\n]+\n2\. [^\n]+\n3\. [^\n]+\n\n## Next\n\n(?P<next>[^\n]+)$"
 )
 ROW = re.compile(
     r"^\| \[(\d\d)\]\((?P<path>[^)]+)\) \| (?P<title>[^|]+) \| (?P<minutes>\d+) \| (?P<before>[\d, ]*)\|$", re.M
@@ -80,7 +79,7 @@ def test_the_readme_lists_it_with_its_time_and_what_comes_before(number):
     row, time = ROWS[number], TIME.search(need_of(number))
     assert row["path"] == f"notebooks/{PATHS[number].name}"
     assert f"# {row['title']}" == prose_of(number)[0].splitlines()[0]
-    assert int(row["minutes"]) == int(time[1] or MINUTES[time[2]])
+    assert int(row["minutes"]) == int(time[1])
     for before in re.findall(r"\d\d", row["before"]):
         assert f"]({PATHS[before].name})" in prose_of(number)[0]
 
