@@ -24,7 +24,7 @@ from mnnvl_lab.plots.compare import fastest as draw_crossover
 from mnnvl_lab.plots.compare import prediction_errors
 from mnnvl_lab.plots.style import LINE_STYLES
 from mnnvl_lab.routing import Load, parse
-from tools import link_budget, page_numbers, predict, tuning, two_cards
+from tools import link_budget, page_numbers, predict, syllabus, tuning, two_cards
 from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, markdown, save_figure
 from tools.report_data import (
@@ -205,6 +205,7 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
             best_knobs,
             bare,
             results,
+            syllabus.syllabus_notebooks,
             two_cards.two_cards,
             two_cards.h200_errors,
         )

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import nbformat
 
+from mnnvl_lab.errors import choose
 from mnnvl_lab.records.files import replacing
 from tools.arguments import run_tool, tool_parser
 from tools.notebook_runs import execute
@@ -67,25 +68,33 @@ def syllabus_notebooks() -> str:
     return "\n".join(lines)
 
 
-def measure() -> None:
-    """Run each notebook once in a fresh kernel, and keep the seconds with what they were measured on."""
-    seconds = {}
-    for number, path in PATHS.items():
+def measure(numbers: Sequence[str]) -> None:
+    """Run notebooks once, each in a fresh kernel, and keep the seconds with what they were measured on."""
+    for number in numbers:
         with TemporaryDirectory() as workdir:
             began_s = time.perf_counter()
-            execute(path, Path(workdir))
-        seconds[number] = round(time.perf_counter() - began_s, 1)
-        print(f"{number}: {seconds[number]:.1f} s", flush=True)
-    machine = {"processors": len(os.sched_getaffinity(0)), "fabric": "host", "python": sys.version.split()[0]}
+            execute(PATHS[number], Path(workdir))
+        _keep(number, round(time.perf_counter() - began_s, 1))
+
+
+def _keep(number: str, seconds: float) -> None:
+    """Add one time to the file, with the load of the machine at that moment."""
+    print(f"{number}: {seconds:.1f} s", flush=True)
+    kept = json.loads(SECONDS.read_text()) if SECONDS.exists() else {"seconds": {}, "load_average": {}}
+    kept["machine"] = {"processors": len(os.sched_getaffinity(0)), "fabric": "host"}
+    kept["seconds"][number], kept["load_average"][number] = seconds, round(os.getloadavg()[0], 1)
     with replacing(SECONDS, text=True) as file:
-        json.dump({"machine": machine, "seconds": seconds}, file, indent=1)
+        json.dump({name: dict(sorted(part.items())) for name, part in kept.items()}, file, indent=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = tool_parser("tools.syllabus", __doc__)
-    parser.add_argument("--measure", action="store_true", help="run every notebook and keep its seconds")
-    if parser.parse_args(arguments).measure:
-        measure()
+    parser.add_argument(
+        "--measure", nargs="*", metavar="NN", help="run these notebooks, or all, and keep their seconds"
+    )
+    asked = parser.parse_args(arguments).measure
+    if asked is not None:
+        measure([choose(number, PATHS, "notebook") for number in asked] or list(PATHS))
     print(syllabus_notebooks())
 
 
