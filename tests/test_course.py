@@ -295,7 +295,9 @@ def test_two_notebooks_at_once_lose_nothing_of_each_other():
     assert {number: each["tries"] for number, each in kept().items()} == dict.fromkeys(numbers, 3)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"01.2": {"other": 1}}', '{"01.2": 3}', ""])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"01.2": {"other": 1}}', '{"01.2": 3}', '{"01.2": {"tries": "2"}}', ""]
+)
 def test_a_file_that_cannot_be_read_is_set_aside(content):
     Path(FILE).write_text(content)
     assert lab.check("01.2", 8).right

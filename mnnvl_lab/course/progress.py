@@ -61,7 +61,7 @@ class Progress:
         """All attempts; none if there is no file, or one that is not readable as such."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            return {number: Attempt(**fields) for number, fields in found.items()}
+            return {number: _attempt(fields) for number, fields in found.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError):
@@ -88,6 +88,19 @@ class Progress:
         with suppress(OSError):
             os.replace(self.path, self.path.with_suffix(".unreadable.json"))
         return {}
+
+
+def _attempt(fields: Mapping[str, object]) -> Attempt:
+    """An attempt as it was written.
+
+    Raises:
+        TypeError: a field is unknown, or its value is of another type.
+    """
+    attempt = Attempt(**fields)
+    wrong = [name for name, value in asdict(Attempt()).items() if type(getattr(attempt, name)) is not type(value)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: of another type than an attempt has")
+    return attempt
 
 
 @contextmanager
