@@ -78,6 +78,7 @@ _NAMES = {
     "glossary": "mnnvl_lab.glossary",
     "hint": "mnnvl_lab.course",
     "host_only": "mnnvl_lab.notebook",
+    "count_loads": "mnnvl_lab.measure.expert_loads",
     "explore": "mnnvl_lab.explorer.explore",
     "plan": "mnnvl_lab.planner",
     "predict": "mnnvl_lab.prediction",

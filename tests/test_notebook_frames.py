@@ -11,10 +11,8 @@ from tools import syllabus
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 README = FOLDER.parent / "README.md"
-LATER = {"13", "14"}
 PATHS = {path.stem[:2]: path for path in sorted(FOLDER.glob("[0-9]*.ipynb"))}
 every_notebook = pytest.mark.parametrize("number", PATHS)
-every_framed_notebook = pytest.mark.parametrize("number", sorted(PATHS.keys() - LATER))
 KNOWN_TO_ALL = {"CPU", "CUDA", "GB/s", "GiB", "GPU", "LLM"}
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
 TIME = re.compile(r"\*\*Time\*\*: (\d+) minutes to read")
@@ -37,7 +35,7 @@ def need_of(number):
     return next(text for text in prose_of(number)[0].split("\n\n") if text.startswith("**You need**"))
 
 
-@every_framed_notebook
+@every_notebook
 def test_it_opens_with_the_question_and_says_what_one_needs_and_learns(number):
     head = prose_of(number)[0]
     assert re.match(r"# [^\n]+\?\n\n", head)
@@ -45,7 +43,7 @@ def test_it_opens_with_the_question_and_says_what_one_needs_and_learns(number):
     assert re.search(r"^\*\*Afterwards you can\b[^\n]+", head, re.M)
 
 
-@every_framed_notebook
+@every_notebook
 def test_it_closes_with_the_answer_three_things_and_what_comes_next(number):
     tail = TAIL.search("\n\n".join(prose_of(number)))
     assert tail
@@ -53,7 +51,7 @@ def test_it_closes_with_the_answer_three_things_and_what_comes_next(number):
     assert ".ipynb)" in tail["next"]
 
 
-@every_framed_notebook
+@every_notebook
 def test_each_abbreviation_is_expanded_in_it_and_the_glossary_linked(number):
     prose = "\n".join(prose_of(number))
     words = set(re.findall(r"[A-Za-z]+\d*[A-Za-z]*", CODE.sub(" ", prose)))
@@ -63,7 +61,7 @@ def test_each_abbreviation_is_expanded_in_it_and_the_glossary_linked(number):
     assert "](../docs/glossary.md)" in prose
 
 
-@every_framed_notebook
+@every_notebook
 def test_each_figure_has_a_description(number):
     for cell in nbformat.read(PATHS[number], as_version=4).cells:
         for output in cell.get("outputs", []):
