@@ -155,6 +155,7 @@ def right(guess, solution, **more):
         (set(), set(), {}),
         ({}, set(), {}),
         ("Clock, device", {"device", "clock"}, {}),
+        ("clock device", {"device", "clock"}, {}),
         ("b", {"a", "b"}, {"any_of": True}),
     ],
 )
@@ -194,6 +195,7 @@ def test_what_is_wrong_stays_wrong(guess, solution, more):
         (236978176, 226, "MiB", "you wrote bytes, the question asks for MiB"),
         (0.34, 34, "%", "you wrote as a fraction of 1, the question asks for %"),
         (1.5, 1500, "µs", "you wrote ms, the question asks for µs"),
+        ("226 KiB", 226, "MiB", "the number is right, but you wrote KiB, and the question asks for MiB"),
         ("3 ms", 226, "MiB", "you wrote ms, the question asks for MiB"),
         (27, 226, "MiB", ""),
     ],
@@ -208,7 +210,7 @@ def test_a_wrong_unit_is_recognised(guess, solution, unit, said):
         ({0, 2}, [0, 2], {}, "order matters"),
         (3, [0, 2], {}, "in a list"),
         ([1], [0, 2], {}, "2 values, you wrote 1"),
-        ("upwards", "more", {"options": ("more", "less")}, "choose one of more, less"),
+        ("upwards", "more", {"options": ("more", "less")}, "choose one of 'more', 'less'"),
         ("perhaps", True, {}, "True or False"),
         ("many", 8, {}, "a number"),
         (None.__class__, {1}, {}, "a set"),
@@ -236,7 +238,7 @@ def test_a_wrong_answer_keeps_the_right_one_back_until_it_is_asked_for():
     assert repr(lab.reveal("04.A")).startswith("04.A: 11,600\n")
     assert repr(lab.check("04.2", 1664)).startswith("Right: 1,664 bytes\n")
     assert repr(lab.check("03.B", 51)).startswith("Right: 50 % (within 1)\n")
-    assert "<b>Not yet: &#x27;&lt;i&gt;&#x27;" not in lab.check("04.A", "<i>")._repr_html_()
+    assert "&#x27;&lt;i&gt;&#x27; cannot be the answer" in lab.check("04.A", "<i>")._repr_html_()
     assert "<i>" not in lab.check("04.A", "<i>")._repr_html_()
 
 

@@ -6,12 +6,15 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from html import escape
+from textwrap import shorten
 
 from mnnvl_lab.course.exercise import Exercise
 from mnnvl_lab.course.matching import Verdict, judge, plain
 from mnnvl_lab.course.progress import Attempt, Progress
 from mnnvl_lab.course.registry import require_exercise
 from mnnvl_lab.errors import Refused
+
+MOST_SHOWN = 80  # letters of a guess
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -66,9 +69,13 @@ def check(number: str, guess: object) -> Reply:
     kept = _keep(asked, guess, verdict)
     if verdict.right:
         return Reply(headline=f"Right: {shown(asked)}", rest=_lines(asked.reason, kept), right=True)
-    found = f"Not yet: {guess!r}" if verdict.counts else f"Written {guess!r}"
-    said = f" – {verdict.said}." if verdict.said else " is not it."
-    return Reply(headline=found + said, rest=_lines(_remedy(asked), kept), right=False)
+    return Reply(headline=_wrong(guess, verdict), rest=_lines(_remedy(asked), kept), right=False)
+
+
+def _wrong(guess: object, verdict: Verdict) -> str:
+    written = shorten(repr(guess), MOST_SHOWN, placeholder=" ...")
+    verb = "is not it" if verdict.counts else "cannot be the answer"
+    return f"Not yet: {written} {verb}" + (f": {verdict.said}." if verdict.said else ".")
 
 
 def _keep(asked: Exercise, guess: object, verdict: Verdict) -> str:

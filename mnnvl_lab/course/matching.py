@@ -61,7 +61,7 @@ def plain(value: object) -> object:
 def _items(text: str) -> object:
     """The values of a list in quotes: `"[1, 2]"`, `"1, 2"`, `"1 2"`; of a set if it stands in braces."""
     inner = text.strip().strip("[](){}")
-    parts = inner.split() if re.fullmatch(r"[\d\s.]+", inner) else inner.split(",")
+    parts = inner.split(",") if "," in inner else inner.split()
     items = [part.strip().strip("'\"") for part in parts if part.strip()]
     return set(items) if text.strip().startswith("{") else items
 
@@ -128,7 +128,11 @@ def form_problem(guess: object, answer: object, exercise: Exercise) -> str:
     if isinstance(answer, Real):
         return _number_problem(guess, exercise.unit)
     words = exercise.options or (answer,)
-    listed = f"choose one of {', '.join(words)}" if exercise.options else "the question asks for a word, in quotes"
+    listed = (
+        f"choose one of {', '.join(map(repr, words))}"
+        if exercise.options
+        else "the question asks for a word, in quotes"
+    )
     return "" if option(guess, words) or (not exercise.options and isinstance(guess, str)) else listed
 
 
@@ -151,10 +155,19 @@ def _collection_problem(guess: object, answer: Collection, exercise: Exercise) -
     return ""
 
 
+def _right_number_problem(guess: str, answer: Real, exercise: Exercise) -> str:
+    """What to say of the right number with another unit behind it."""
+    value, own = quantity(guess) or (math.nan, "")
+    meant = own and abs(value - answer) <= exercise.tolerance
+    return f"the number is right, but you wrote {own}, and the question asks for {exercise.unit}" if meant else ""
+
+
 def _unit_problem(guess: object, answer: object, exercise: Exercise) -> str:
     """What to say of the right amount in another unit than the one that is asked for."""
-    if not exercise.unit or isinstance(answer, bool) or not isinstance(answer, Real) or isinstance(guess, str):
+    if not exercise.unit or isinstance(answer, bool) or not isinstance(answer, Real):
         return ""
+    if isinstance(guess, str):
+        return _right_number_problem(guess, answer, exercise)
     value, slack = number(guess, ""), max(UNIT_SLACK, exercise.tolerance / abs(answer) if answer else 0)
     for unit, amount in in_other_units(answer, exercise.unit):
         if value and math.isclose(value, amount, rel_tol=slack):
