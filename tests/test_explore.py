@@ -196,6 +196,13 @@ def test_the_numbers_are_those_of_predict():
     assert f">{found.latency_us:.1f}<" in numbers_panel(setting.forecast.to_frame(), tokens=64).html
 
 
+def test_a_mode_that_is_refused_has_dashes_in_the_numbers():
+    refused = Setting(tp=1, dp=11, model="deepseek-v3", tokens=64)
+    html = numbers_panel(refused.forecast.to_frame(), tokens=64).html
+    assert "nan" not in html.lower()
+    assert html.count("<td>-</td>") == 2
+
+
 def test_log_scales_clip_and_invert():
     scale = LogScale(low=1, high=100, begin=0, end=10)
     assert [scale(v) for v in (1, 10, 100)] == pytest.approx([0, 5, 10])

@@ -95,7 +95,8 @@ def _number_row(row: dict) -> str:
     mode = (
         f'<td style="padding:1px 10px 1px 0;color:{color};font-weight:600">{NAMES.get(row["mode"], row["mode"])}</td>'
     )
-    return f'<tr data-mode="{row["mode"]}">{mode}{cells}<td>{row["dominated_by"] or "-"}</td></tr>'
+    cause = "-" if pd.isna(row["dominated_by"]) else row["dominated_by"] or "-"
+    return f'<tr data-mode="{row["mode"]}">{mode}{cells}<td>{cause}</td></tr>'
 
 
 def _scales(known: pd.DataFrame, recorded: pd.DataFrame | None) -> tuple[LogScale, LogScale]:
