@@ -378,6 +378,22 @@ class TestSweep:
         assert [point.exchange.max_tokens for point in points] == [256, 512, 256, 512]
         assert {point.load.runtime_max for point in points} == {200}
 
+    def test_padding_and_replicas_reach_the_load(self, monkeypatch, tmp_path):
+        asked = []
+        monkeypatch.setattr(
+            "mnnvl_lab.measure.run.run",
+            lambda sweep, **_: asked.append(sweep) or records.new_table(samples(), origin()),
+        )
+        words = [*SMALL, "--dp", "4", "--modes", "one_sided", "--tokens", "16", "--out", str(tmp_path / "x.parquet")]
+        padding = ["--padding", "0", "8", "0,8,8,8", "--padding-id", "E", "--invalid-ids", "drop"]
+        assert main(["sweep", *words, *padding]) == 0
+        assert main(["sweep", *words, "--padding", "8", "--padding-id", "1", "--replicas", "1", "2"]) == 0
+        loads = [point.load for sweep in asked for point in sweep.points()]
+        assert [load.padding and load.padding.rows for load in loads] == [None, 8, (0, 8, 8, 8), 8, 8]
+        assert [load.padding and load.padding.expert_id for load in loads] == [None, "E", "E", 1, 1]
+        assert [load.padding and load.padding.invalid_ids for load in loads][1::2] == ["drop", "as_kernel"]
+        assert [load.replicas for load in loads] == [1, 1, 1, 1, 2]
+
     def test_an_interrupted_sweep_says_how_to_go_on(self, monkeypatch, capsys):
         def interrupted(*_, **__):
             raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """FlashInfer's kernels on real GPUs, beyond what the contract test asks of every transport."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.ranks import Ranks
-from mnnvl_lab.routing import Load, Uniform
+from mnnvl_lab.routing import Load, Padding, Uniform
 from mnnvl_lab.transport.flashinfer.small_round import EXPERTS_PER_RANK, HIDDEN, TOKENS, TOP_K
 from mnnvl_lab.transport.flashinfer.upstream import LAYERS, attempt
 from tests import gpu_helpers as on
@@ -201,6 +202,16 @@ def test_upstreams_classes_on_a_pair(pair, layer):
         assert outcome.phase == ("dispatch" if layer == "MnnvlMoe" else "open")
         assert re.search(r"\b1\b.*\b2\b|\b2\b.*\b1\b", outcome.words)  # both values: 1 rank spanned, ep_size 2
     assert [outcome.right for outcome in pair.run(attempt, layer=layer, group="ep", timeout_s=FIRST_S)] == [True] * 2
+
+
+@pytest.mark.parametrize(("mode", "expert_id"), [("one_sided", -1), ("two_sided", -1), ("two_sided", "E")])
+def test_padding_goes_where_the_kernel_sends_it(two, mode, expert_id):
+    """-1 to EP rank 0, E nowhere; results are the oracle's, and those of padding are zeros."""
+    plain = point(mode, max_tokens=33, invalid_ids="as_kernel")
+    padding = Padding(rows=(0, 26), expert_id=expert_id)
+    padded = replace(plain, load=replace(plain.load, padding=padding))
+    results = two.run(on.checked, padded, timeout_s=FIRST_S)
+    assert all(each in ("exact", "bounded") for result in results for each in result)
 
 
 def test_a_masked_rank_is_left_out(two):
