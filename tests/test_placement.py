@@ -182,6 +182,15 @@ def test_256_experts_on_three_ranks_need_2_or_8_and_the_refusal_says_so():
     assert len(list(problems(replace(need, experts=258), "two_sided"))) == 1
 
 
+def test_who_serves_says_how_many_redundant_experts_would_do():
+    def words(dp):
+        return str(lab.who_serves(lab.plan(Layout(dp=dp), model="deepseek-v3", max_tokens=8, gpu="h100")))
+
+    assert "2 redundant experts, 258 in all, are the least that every layer of one_sided takes" in words(3)
+    assert "8 redundant experts, 264 in all, are the least that every layer of two_sided takes" in words(3)
+    assert "redundant" not in words(8)
+
+
 # Placed routings.
 
 
