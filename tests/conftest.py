@@ -1,6 +1,7 @@
 """What tests share: rank processes, whose start costs seconds; hypothesis without deadlines; skips without a GPU."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,9 @@ from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks import Ranks
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a job that a script starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests interrupt would ignore it too
 
 settings.register_profile("lab", deadline=None)  # a busy machine is no failure
 settings.load_profile("lab")

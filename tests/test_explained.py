@@ -14,7 +14,7 @@ class Suspicious:
 
     words: str
 
-    def dispatch(self, batch):
+    def dispatch(self, batch, *, validated=False):
         raise WrongResult("row 3 is wrong")
 
     def explanation(self):
