@@ -17,7 +17,7 @@ from mnnvl_lab.errors import choose
 from mnnvl_lab.exchange import FABRICS, MODES
 from mnnvl_lab.measure import CLOCKS
 from mnnvl_lab.model import FORMATS, require_format
-from mnnvl_lab.plots.parts import settings
+from mnnvl_lab.plots.selection import settings
 from mnnvl_lab.records.digest import DIGEST
 from mnnvl_lab.records.table import ATTRIBUTE
 from mnnvl_lab.routing import parse

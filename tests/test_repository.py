@@ -270,3 +270,13 @@ def test_the_architecture_page_names_what_exists():
     assert len(functions) >= 6
     sources = "".join(path.read_text() for path in (ROOT / "mnnvl_lab").rglob("*.py"))
     assert [name for name in functions if f"def {name}(" not in sources] == []
+
+
+@pytest.mark.parametrize("init", sorted((ROOT / "mnnvl_lab").rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_no_public_name_is_hidden_by_a_module_that_is_imported_later(init):
+    modules = {path.stem for path in init.parent.glob("*.py")}
+    for node in ast.parse(init.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.asname or alias.name for alias in node.names} & modules
+            origin = (node.module or "").rpartition(".")[2]  # the package itself gives its modules
+            assert origin == init.parent.name or names <= {origin}, (node.module, names)

@@ -57,7 +57,7 @@ compare before.parquet after.parquet --fail-if "slower by 5%" """,
 
 def run(args: argparse.Namespace) -> int:
     from mnnvl_lab import records
-    from mnnvl_lab.plots.parts import load
+    from mnnvl_lab.plots.selection import load
     from mnnvl_lab.records.compare import VERDICTS
     from mnnvl_lab.records.schema import SIZES
 
@@ -100,6 +100,6 @@ def _failed(table, conditions) -> int:
 def _draw(table, args: argparse.Namespace) -> None:
     from mnnvl_lab.cli.figures import save_all
     from mnnvl_lab.plots import comparison
-    from mnnvl_lab.plots.parts import lines
+    from mnnvl_lab.plots.selection import lines
 
     save_all(((f"comparison{name}", comparison(part)) for name, part in lines(table)), args.out, args.type)

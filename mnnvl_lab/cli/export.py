@@ -29,7 +29,7 @@ export kernels.parquet --to aiconfigurator --out out/trtllm_alltoall_perf.parque
 
 
 def run(args: argparse.Namespace) -> None:
-    from mnnvl_lab.plots.parts import load
+    from mnnvl_lab.plots.selection import load
     from mnnvl_lab.records.export import export
 
     print(*export(load(args.file), args.out, format=args.to), sep="\n")

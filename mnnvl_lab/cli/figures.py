@@ -13,7 +13,7 @@ from mnnvl_lab import plots
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.planner.modes import one_sided, two_sided
 from mnnvl_lab.plots.bounds import LOADS, can_redraw, need_of, rows_of
-from mnnvl_lab.plots.parts import lines, settings
+from mnnvl_lab.plots.selection import lines, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

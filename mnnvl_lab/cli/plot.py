@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from mnnvl_lab import records
     from mnnvl_lab.cli.figures import figures, save_all
     from mnnvl_lab.hardware import require_gpu
-    from mnnvl_lab.plots.parts import load
+    from mnnvl_lab.plots.selection import load
 
     gpu = require_gpu(args.gpu)
     table = records.join([load(file) for file in args.files])

@@ -57,7 +57,10 @@ def gather(
     timeout_s: float,
     watchdog: Callable[[Outcome], HangReport | None] = lambda _: None,
 ) -> Outcome:
-    """Wait for the answers of `pending`, at most `timeout_s`, and a moment of grace once a rank has failed or died.
+    """Wait for the answers of `pending`, at most `timeout_s`, or a moment of grace once a rank has failed or died.
+
+    The moment begins again with each further answer: ranks that all fail alike may do so one after the other on a busy
+    machine.
 
     Args:
         stall: asked again and again whether a round hangs; if so the waiting ends.
@@ -66,7 +69,7 @@ def gather(
         HelperDied: no answer can come any more.
     """
     outcome, waiting = Outcome(), dict(pending)
-    deadline = time.monotonic() + timeout_s
+    deadline = limit = time.monotonic() + timeout_s
     while waiting:
         wait(waiting.values(), timeout=POLL_S, return_when=FIRST_COMPLETED)
         cluster.require_helpers()
@@ -78,7 +81,8 @@ def gather(
             outcome.dead.append(rank)
             del waiting[rank]
         if outcome.failures or outcome.dead:
-            deadline = min(deadline, time.monotonic() + (LOST_GRACE_S if outcome.lost else GRACE_S))
+            if done or gone or deadline == limit:
+                deadline = min(limit, time.monotonic() + (LOST_GRACE_S if outcome.lost else GRACE_S))
         elif waiting:
             outcome.hang = watchdog(outcome)
         if outcome.hang or time.monotonic() > deadline:

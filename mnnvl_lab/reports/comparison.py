@@ -8,7 +8,7 @@ import pandas as pd
 
 from mnnvl_lab import plots, records
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.plots.parts import lines
+from mnnvl_lab.plots.selection import lines
 from mnnvl_lab.records import POINT_COLUMNS
 from mnnvl_lab.records.compare import VERDICTS
 from mnnvl_lab.records.schema import SIZES

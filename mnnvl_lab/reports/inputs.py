@@ -13,7 +13,7 @@ import pandas as pd
 
 from mnnvl_lab import records
 from mnnvl_lab.errors import RecordError, Refused
-from mnnvl_lab.plots.parts import load
+from mnnvl_lab.plots.selection import load
 from mnnvl_lab.records.files import KIND, naming, read
 from mnnvl_lab.records.table import parts_of
 

@@ -9,7 +9,7 @@ import pandas as pd
 from mnnvl_lab import plots
 from mnnvl_lab.analysis import crossover
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.plots.parts import lines
+from mnnvl_lab.plots.selection import lines
 from mnnvl_lab.plots.style import LINE_STYLES
 from mnnvl_lab.records import summary
 from mnnvl_lab.records.styled import number_writer

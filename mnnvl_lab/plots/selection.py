@@ -1,4 +1,4 @@
-"""A table of samples parted into what makes one figure each."""
+"""A table of samples split into what makes one figure each."""
 
 from __future__ import annotations
 
