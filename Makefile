@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-JOBS   ?= 2
+JOBS   ?= 3
 
 # Further arguments of `make lab`, such as ARGS="--no-browser --port 8890". ROOT=1: run as root, as in a container.
 ARGS   ?=
@@ -14,7 +14,7 @@ OPENED ?= notebooks/00-quickstart.ipynb
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
 	$(BIN)/python -m tools.notebooks run notebooks/00-quickstart.ipynb --out out
 
-test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side, then those that need the machine to themselves
+test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side (many of them wait), then those that need the machine to themselves
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m 'not serial and not notebook' -n $(JOBS) --dist loadgroup
 	$(BIN)/python -m pytest -m 'serial and not notebook'
