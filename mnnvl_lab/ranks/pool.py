@@ -19,6 +19,7 @@ from mnnvl_lab.ranks.interrupts import hold_interrupts
 from mnnvl_lab.ranks.rank import read_phase
 
 GRACE_S = 2.0  # that others get after a rank failed or died: those that wait for it would wait until the limit
+REFUSED_GRACE_S = 10.0  # the same after refusals alone: ranks refuse together, some later on a busy machine
 LOST_GRACE_S = 0.5  # the same after one that lost its GPU: they can only wait for it
 
 
@@ -82,13 +83,20 @@ def gather(
             del waiting[rank]
         if outcome.failures or outcome.dead:
             if done or gone or deadline == limit:
-                deadline = min(limit, time.monotonic() + (LOST_GRACE_S if outcome.lost else GRACE_S))
+                deadline = min(limit, time.monotonic() + _grace_s(outcome))
         elif waiting:
             outcome.hang = watchdog(outcome)
         if outcome.hang or time.monotonic() > deadline:
             break
     outcome.silent = list(waiting)
     return outcome
+
+
+def _grace_s(outcome: Outcome) -> float:
+    if outcome.lost:
+        return LOST_GRACE_S
+    refused = all(isinstance(failure.error, Refused) for failure in outcome.failures.values())
+    return REFUSED_GRACE_S if refused and not outcome.dead else GRACE_S
 
 
 def raise_failures(outcome: Outcome, *, phase: str) -> None:
