@@ -246,3 +246,9 @@ def rounds_of_sizes(rank, mode, sizes):
             work = Work.of(rank, point)
             checked_round(transport, work, work.batch())
     return len(sizes)
+
+
+def refuse_late(rank, seconds):
+    """All ranks refuse alike, the last one later than the others."""
+    time.sleep(seconds if rank.index == rank.layout.world_size - 1 else 0)
+    raise Refused("the words are alike")

@@ -363,3 +363,10 @@ def test_use_replaces_a_rank_that_died_unnoticed(ranks):
 def test_objects_of_any_size_are_gathered(host_ranks, sizes):
     host_ranks.use(Layout(dp=4))
     assert host_ranks.run(on.gather_sizes, sizes) == [list(sizes)] * 4
+
+
+def test_a_rank_that_refuses_after_the_others_is_heard_and_lives(host_ranks):
+    pids = host_ranks.run(on.pid)
+    with pytest.raises(Refused, match="the words are alike"):
+        host_ranks.run(on.refuse_late, 3)
+    assert host_ranks.run(on.pid) == pids
