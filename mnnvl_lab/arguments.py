@@ -6,6 +6,7 @@ Counts and names are in `errors` (`require_count`, `choose`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Set
 from numbers import Real
 
@@ -28,6 +29,11 @@ def as_axis(name: str, value: object) -> tuple:
     if not values:
         raise Refused(f"{name} is empty: a sweep needs at least one value on every axis")
     return values
+
+
+def whole_in(text: str) -> int | str:
+    """The whole number that a text spells, in at most nine digits; else the text, for `require_count` to refuse."""
+    return int(text) if re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text) else text
 
 
 def is_real(value: object) -> bool:

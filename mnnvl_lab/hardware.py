@@ -12,6 +12,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mnnvl_lab.arguments import whole_in
 from mnnvl_lab.errors import Refused, choose, require_count, shown
 from mnnvl_lab.layout import Layout, require_layout
 
@@ -200,8 +201,8 @@ def visible(uuids: list[str], listed: str | None) -> list[str]:
 
 
 def _matches(uuids: list[str], entry: str) -> list[str]:
-    if entry.isdigit():
-        return uuids[int(entry) : int(entry) + 1]
+    if isinstance(index := whole_in(entry), int):
+        return uuids[index : index + 1] if index >= 0 else []
     return [uuid for uuid in uuids if entry and uuid.startswith(entry)]
 
 

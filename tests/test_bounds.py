@@ -20,7 +20,7 @@ tables = st.integers(1, 8).flatmap(lambda ranks: arrays(np.int64, (ranks, ranks)
 
 
 def measured_traffic():
-    """4096 tokens a rank of 14,336 bytes, EP2, top-8 of 256: a token stays at home with C(128, 8) / C(256, 8)."""
+    """4096 tokens per rank of 14,336 bytes, EP2, top-8 of 256: a token stays at home with C(128, 8) / C(256, 8)."""
     away = 1 - comb(128, 8) / comb(256, 8)
     bytes_away = round(4096 * 14336 * away)
     return np.array([[4096 * 14336, bytes_away], [bytes_away, 4096 * 14336]])

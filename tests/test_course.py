@@ -14,6 +14,7 @@ import mnnvl_lab as lab
 from mnnvl_lab.course import Exercise, Mistake, answer, exercises, require_exercise
 from mnnvl_lab.course.matching import judge, plain
 from mnnvl_lab.course.progress import FILE, Attempt, Progress
+from mnnvl_lab.errors import Refused
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 ASKED = re.compile(r'lab\.check\("([^"]+)", guess\)')
@@ -315,3 +316,39 @@ def test_an_answer_counts_where_nothing_can_be_kept(monkeypatch):
     reply = lab.check("01.2", 8)
     assert reply.right
     assert "not kept for lab.score(): read-only file system" in repr(reply)
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+HOSTILE = (
+    10**400,
+    10**5000,
+    float("nan"),
+    1j,
+    b"x",
+    Unprintable(),
+    [Unprintable()],
+    {10**5000},
+    {frozenset([1])},
+    [{}],
+)
+
+
+@pytest.mark.parametrize("number", ["02.1", "02.A", "05.5", "15.1", "16.1"])
+@pytest.mark.parametrize("guess", [*HOSTILE, "9" * 5000, "9" * 5000 + " MiB", np.array([[1]])], ids=lambda _: "")
+def test_no_guess_whatever_ends_in_a_traceback(number, guess, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reply = lab.check(number, guess)
+    assert not reply.right
+    assert str(reply).startswith("Not yet: ")
+    assert len(reply.headline) < 400
+
+
+def test_numbers_of_exercises_and_hints_of_any_size_are_refused():
+    with pytest.raises(Refused, match="an exercise is named by a string"):
+        lab.check(10**5000, 1)
+    with pytest.raises(Refused, match=r"hint a value of type int that cannot be printed of exercise 02\.1"):
+        lab.hint("02.1", 10**5000)

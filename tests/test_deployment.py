@@ -174,6 +174,8 @@ def test_a_model_that_is_not_known_has_workspaces_all_the_same():
         ({"heads": ["fp5"]}, "fp5"),
         ({"heads": ["nvfp4:40"]}, "hidden is 40"),
         ({"heads": ["bf16:x"]}, "hidden of a head is 'x'"),
+        ({"heads": ["bf16:²"]}, "hidden of a head is '²'"),
+        ({"heads": ["bf16:" + "9" * 5000]}, "hidden of a head is '999"),
         ({"heads": [3]}, "head is 3"),
         ({"engine": "sglang", "heads": ["bf16"]}, "leave heads out"),
         ({"engine": "sglang", "namespaces": ["draft"]}, "'draft'"),

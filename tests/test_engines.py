@@ -85,6 +85,9 @@ def test_sglang_sizes_by_chunk_or_environment():
         Refused, match="SGLANG_FLASHINFER_NUM_MAX_DISPATCH_TOKENS_PER_RANK is 'many': it must be a whole number"
     ):
         read_engine("sglang", given_size.replace("512", "many"))
+    for size in ("²", "9" * 5000):
+        with pytest.raises(Refused, match="it must be a whole number of at least 1"):
+            read_engine("sglang", given_size.replace("512", size))
 
 
 def test_dp_of_sglang_without_dp_attention_is_said_to_be_replicas():

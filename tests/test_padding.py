@@ -74,6 +74,8 @@ def test_tokens_come_first_and_padding_behind_them(said):
         (lambda: Padding(rows=-1), "padding rows is -1"),
         (lambda: Padding(rows=1, expert_id=-2), "padding of expert -2: give -1, 'E'"),
         (lambda: Padding(rows=1, expert_id="none"), "padding of expert 'none'"),
+        (lambda: Padding(rows=1, expert_id="²"), "padding of expert '²'"),
+        (lambda: Padding(rows=1, expert_id="9" * 5000), "padding of expert '999"),
         (lambda: Padding(rows=1, invalid_ids="send"), "handling of invalid ids 'send' is not known"),
         (lambda: Padding(rows=1, expert_id=8).ids_PK(1, experts=8, top_k=1), "padding of expert 8: experts are below"),
         (lambda: load(Padding(rows=(1, 2))), "padding has 2 counts but ep_size is 4"),

@@ -45,7 +45,7 @@ def test_bf16_combine_wastes_nothing_under_bf16():
 
 
 def test_addresses_are_reserved_in_strides():
-    """EP8, 2048 tokens, bf16: 450 MiB a rank are 3.5 GiB mapped and 4 GiB reserved."""
+    """EP8, 2048 tokens, bf16: 450 MiB per rank are 3.5 GiB mapped and 4 GiB reserved."""
     found = memory_overhead.reserved_addresses(need(max_tokens=2048, format="bf16"))
     assert found.what == "addresses"
     assert (found.taken_bytes, found.needed_bytes) == (4096 * MIB, 8 * 450 * MIB)

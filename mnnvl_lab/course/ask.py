@@ -6,13 +6,12 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from html import escape
-from textwrap import shorten
 
 from mnnvl_lab.course.exercise import Exercise
 from mnnvl_lab.course.matching import Verdict, judge, plain
 from mnnvl_lab.course.progress import Attempt, Progress
 from mnnvl_lab.course.registry import require_exercise
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, shown
 
 MOST_SHOWN = 80  # letters of a guess
 
@@ -68,12 +67,12 @@ def check(number: str, guess: object) -> Reply:
     verdict = judge(asked, guess, answer(asked.number))
     kept = _keep(asked, guess, verdict)
     if verdict.right:
-        return Reply(headline=f"Right: {shown(asked)}", rest=_lines(asked.reason, kept), right=True)
+        return Reply(headline=f"Right: {in_words(asked)}", rest=_lines(asked.reason, kept), right=True)
     return Reply(headline=_wrong(guess, verdict), rest=_lines(_remedy(asked), kept), right=False)
 
 
 def _wrong(guess: object, verdict: Verdict) -> str:
-    written = shorten(repr(guess), MOST_SHOWN, placeholder=" ...")
+    written = shown(guess, MOST_SHOWN)
     verb = "is not it" if verdict.counts else "cannot be the answer"
     return f"Not yet: {written} {verb}" + (f": {verdict.said}." if verdict.said else ".")
 
@@ -105,7 +104,7 @@ def hint(number: str, which: int = 1) -> Reply:
     asked = require_exercise(number)
     most = len(asked.hints)
     if not isinstance(which, int) or not 1 <= which <= most:
-        raise Refused(f"hint {which!r} of exercise {asked.number}: it has {most}; choose one of 1 to {most}")
+        raise Refused(f"hint {shown(which)} of exercise {asked.number}: it has {most}; choose one of 1 to {most}")
     Progress().change(asked.number, partial(_hinted, which=which))
     more = f'One more: lab.hint("{asked.number}", {which + 1}).' if which < most else ""
     return Reply(headline=f"Hint {which} of {most} for {asked.number}", rest=_lines(asked.hints[which - 1], more))
@@ -123,10 +122,10 @@ def reveal(number: str) -> Reply:
     """
     asked = require_exercise(number)
     Progress().change(asked.number, lambda attempt: replace(attempt, revealed=attempt.revealed or not attempt.solved))
-    return Reply(headline=f"{asked.number}: {shown(asked)}", rest=asked.reason)
+    return Reply(headline=f"{asked.number}: {in_words(asked)}", rest=asked.reason)
 
 
-def shown(asked: Exercise) -> str:
+def in_words(asked: Exercise) -> str:
     """The answer in words, with its unit and what else counts."""
     found = answer(asked.number)
     if asked.any_of:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from mnnvl_lab.course.exercise import Exercise
 from mnnvl_lab.course.units import dimension, in_other_units, quantity
+from mnnvl_lab.errors import shown
 
 TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 NOTHING = {"none", "None", "nobody", "Nobody", "no rank", "set"}
@@ -52,7 +53,7 @@ def plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic | pd.Series | pd.Index):
         return plain(value.tolist())
     if isinstance(value, Set | dict):
-        return {item if isinstance(item, tuple) else plain(item) for item in value}
+        return {item if isinstance(item, tuple | Set) else plain(item) for item in value}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
     return value
@@ -83,9 +84,13 @@ def equal(guess: object, answer: object, exercise: Exercise) -> bool:
 
 def _equal_sets(guess: object, answer: set, exercise: Exercise) -> bool:
     """In any order; an only member need not be in brackets, and words do for a set of nothing."""
-    items = [each for each in (guess if isinstance(guess, list | set) else [guess]) if str(each) not in NOTHING]
+    items = [each for each in (guess if isinstance(guess, list | set) else [guess]) if not _is_nothing(each)]
     matched = all(any(equal(item, each, exercise) for each in answer) for item in items)
-    return len(set(map(str, items))) == len(answer) and matched
+    return len(set(map(shown, items))) == len(answer) and matched
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value in NOTHING)
 
 
 def truth(guess: object) -> bool | None:
@@ -96,13 +101,20 @@ def truth(guess: object) -> bool | None:
 def number(guess: object, unit: str) -> float | None:
     """The guess in `unit`; None if it is no number, or one in a unit that cannot be converted."""
     if isinstance(guess, Real) and not isinstance(guess, bool):
-        return float(guess) if math.isfinite(guess) else None
+        return _finite(guess)
     read = quantity(guess) if isinstance(guess, str) else None
     if read is None:
         return None
     value, own = read
     known = dimension(unit)
     return value if not own else value * known[own] / known[unit] if own in known else None
+
+
+def _finite(value: Real) -> float | None:
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def option(guess: object, options: Sequence[str]) -> str | None:

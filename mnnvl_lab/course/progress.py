@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from mnnvl_lab.course.registry import exercises
+from mnnvl_lab.errors import shown
 from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.records.files import replacing
 
@@ -42,7 +43,7 @@ class Attempt:
 
     def guessed(self, guess: object, *, right: bool) -> Attempt:
         """After one more guess."""
-        written = repr(guess)[:MOST_GUESS]
+        written = shown(guess, MOST_GUESS)
         again = written == self.last
         return replace(self, tries=self.tries + (not again), solved=self.solved or right, last=written)
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 
 from mnnvl_lab.course.exercise import Exercise
-from mnnvl_lab.errors import Refused, choose
+from mnnvl_lab.errors import Refused, choose, shown
 
 MODULE = re.compile(r"nb(\d\d)")
 
@@ -42,7 +42,7 @@ def require_exercise(number: str) -> Exercise:
         Refused: there is none; lists those of the notebook, or the notebooks that have exercises.
     """
     if not isinstance(number, str):
-        raise Refused(f'an exercise is named by a string such as "04.3", got {number!r}: put it in quotes')
+        raise Refused(f'an exercise is named by a string such as "04.3", got {shown(number)}: put it in quotes')
     notebook, _, question = number.strip().partition(".")
     choose(notebook, notebooks(), "notebook with exercises", remedy='such as "04.3"')
     known = {each.number.partition(".")[2]: each for each in of_notebook(notebook)}

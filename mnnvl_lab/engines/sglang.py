@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from mnnvl_lab.arguments import whole_in
 from mnnvl_lab.engines.flags import SWITCH, TEXT, CommandLine, Flag, read
 from mnnvl_lab.engines.setup import EngineSetup
 from mnnvl_lab.errors import Refused, choose, require_count
@@ -115,8 +116,7 @@ def _opens(layout: Layout, backend: str) -> tuple[bool, str]:
 def _capacity(line: CommandLine, layout: Layout) -> int:
     """Of FlashInfer's workspace: the environment's, or the larger of a rank's prefill chunk and 4,096."""
     if CAPACITY in line.environment:
-        given = line.environment[CAPACITY]
-        return require_count(CAPACITY, int(given) if given.isdigit() else given)
+        return require_count(CAPACITY, whole_in(line.environment[CAPACITY]))
     chunk = line.count("chunk", DEFAULT_CHUNK)
     return max(chunk // layout.dp if layout.dp > 1 else chunk, LEAST_CAPACITY)
 

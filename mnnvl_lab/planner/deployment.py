@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -114,7 +113,10 @@ class Deployment(Totals):
     def kept_bytes(self) -> int:
         """Workspaces that the engine has outgrown: alive, and of no use."""
         sizes = [size for workspace in self.workspaces if not workspace.in_use for size in workspace.asked_bytes]
-        return sum(window.allocated_bytes for window in pack(sizes, ep_size=self.plan.need.ep_size))
+        return self._taken_bytes(sizes)
+
+    def _taken_bytes(self, asked_bytes: Sequence[int]) -> int:
+        return sum(window.allocated_bytes for window in pack(asked_bytes, ep_size=self.plan.need.ep_size))
 
     @property
     def unused_bytes(self) -> int:
@@ -239,11 +241,8 @@ class Deployment(Totals):
         return f"in {self.weights}{replicas}"
 
     def _workspace_row(self, workspace: LiveWorkspace) -> tuple[str, int, str]:
-        allocated = sum(
-            window.allocated_bytes for window in pack(workspace.asked_bytes, ep_size=self.plan.need.ep_size)
-        )
         note = "in use" if workspace.in_use else "outgrown, kept by FlashInfer until the process ends"
-        return f"workspace: {workspace.name}", allocated, note
+        return f"workspace: {workspace.name}", self._taken_bytes(workspace.asked_bytes), note
 
     def _left_note(self) -> str:
         if self.kv_tokens is None:
@@ -282,7 +281,7 @@ def deployment(
     """Put a server's weights and workspaces beside one another: `Plan.deployment` says what each argument means."""
     if heads and engine == "sglang":
         raise Refused("heads with engine sglang: there every workspace has room for bf16 rows; leave heads out")
-    if not isinstance(utilization, Real) or not 0 < utilization <= 1 or math.isnan(utilization):
+    if not isinstance(utilization, Real) or not 0 < utilization <= 1:
         raise Refused(f"utilization is {shown(utilization)}: it must lie in (0, 1]; pass a share such as 0.92")
     made = Deployment(
         plan=plan,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from mnnvl_lab.arguments import whole_in
 from mnnvl_lab.errors import Refused, choose, require_count, shown
 from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.model import require_format
@@ -45,7 +46,7 @@ class Head:
             raise Refused(f"head is {shown(head)}: it must be a format, such as bf16 or bf16:2048; pass a string")
         name, colon, size = head.partition(":")
         form = require_format(name)
-        hidden = require_count("hidden of a head", int(size) if size.isdigit() else size) if colon else None
+        hidden = require_count("hidden of a head", whole_in(size)) if colon else None
         if hidden is not None:
             form.require_hidden(hidden)
         return cls(format=form.name, hidden=hidden)

@@ -48,7 +48,7 @@ def memory_ledger(table: pd.DataFrame, *, x: str = "step", hue: str = "rank", ax
     """
     rows = table[table[hue] == table[hue].min()].reset_index(drop=True)
     if rows.empty or rows[x].duplicated().any():
-        raise Refused(f"{len(rows)} rows for {rows[x].nunique()} steps: pass the ledger of one point, one row a step")
+        raise Refused(f"{len(rows)} rows for {rows[x].nunique()} steps: pass the ledger of one point, one row per step")
     with style():
         ax = new_axes(ax, width=8.4)
         places = np.arange(len(rows))

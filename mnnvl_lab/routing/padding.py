@@ -8,13 +8,12 @@ it, as DeepEP does). Id E leads to no rank: one-sided reads a pointer from besid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from mnnvl_lab.arguments import as_axis
+from mnnvl_lab.arguments import as_axis, whole_in
 from mnnvl_lab.errors import Refused, choose, is_whole, named_fields, require_count, shown
 from mnnvl_lab.layout import expert_owner
 
@@ -168,10 +167,10 @@ def _divide(a: int, b: int) -> int:
 
 
 def _expert_id(value: object) -> int | str:
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value.strip()):
-        return _expert_id(int(value))
-    if isinstance(value, str) and value.strip().upper() == NUMBER_OF_EXPERTS:
-        return NUMBER_OF_EXPERTS
+    if isinstance(value, str):
+        if value.strip().upper() == NUMBER_OF_EXPERTS:
+            return NUMBER_OF_EXPERTS
+        value = whole_in(value)
     if is_whole(value) and value >= -1:
         return int(value)
     raise Refused(f"padding of expert {shown(value)}: give -1, 'E' for the number of experts, or the id of an expert")

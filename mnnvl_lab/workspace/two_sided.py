@@ -1,7 +1,7 @@
 """The two-sided workspace: FIFOs at the receiver, heads and tails at the sender, and the small one of `prepare`.
 
 Equal to FlashInfer 0.7.2 to the byte: `getMoeCommWorkspaceSize`, `computeMoeCommChannelCount` and `MoeCommWorkspace` of
-`trtllm_alltoall.cuh`; `getMoePrepareWorkspaceSize` of `trtllm_alltoall_prepare.cu`, whose FIFO has 1 MiB a peer: the
+`trtllm_alltoall.cuh`; `getMoePrepareWorkspaceSize` of `trtllm_alltoall_prepare.cu`, whose FIFO has 1 MiB per peer: the
 constant there counts 8-byte words. Neither size depends on tokens or hidden size.
 """
 

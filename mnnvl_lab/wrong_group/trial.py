@@ -20,7 +20,7 @@ from mnnvl_lab.measure import Point, Sampling, measure
 from mnnvl_lab.records.files import replacing
 from mnnvl_lab.records.table import ATTRIBUTE, require_provenance
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.flashinfer.upstream import ALL_LAYERS, ON_HOST, VLLM_LAYERS, attempt
+from mnnvl_lab.transport.flashinfer.upstream import ON_HOST, VLLM_LAYERS, attempt, require_layer
 from mnnvl_lab.transport.flashinfer.vllm_files import require_vllm
 from mnnvl_lab.transport.validation import check_exchange
 from mnnvl_lab.wrong_group.memory import axes_of
@@ -184,8 +184,7 @@ def _require(ranks: Ranks, group: str, layers: Sequence[str]) -> None:
             "ranks of another stage would get rows that are not for them, and no kernel would notice"
         )
     for layer in layers:
-        if layer not in ALL_LAYERS:
-            raise Refused(f"layer is {layer!r}: it must be one of {', '.join(ALL_LAYERS)}")
+        require_layer(layer)
     if any(layer in VLLM_LAYERS for layer in layers):
         require_vllm()
     if ranks.fabric == "host" and (gpu_layers := [layer for layer in layers if layer not in ON_HOST]):

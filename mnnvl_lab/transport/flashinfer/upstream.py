@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, shown
 from mnnvl_lab.transport.flashinfer.base import first_line
 from mnnvl_lab.transport.flashinfer.memory import forget_fabric_support
 from mnnvl_lab.transport.flashinfer.small_round import HIDDEN, TOKENS, TOP_K, Call, mnnvl_moe_prepare, zero
@@ -61,8 +61,7 @@ def attempt(rank: Rank, *, layer: str, group: str = "ep", sm_limit: int | None =
     Raises:
         Refused: no such layer, or another `sm_limit` than the process has used.
     """
-    if layer not in ALL_LAYERS:
-        raise Refused(f"layer is {layer!r}: it must be one of {', '.join(ALL_LAYERS)}")
+    require_layer(layer)
     call = Call(rank=rank, ep=rank.group("ep"), group=rank.group(group), sm_limit=sm_limit, vllm_root=vllm_root)
     result = partial(Outcome, layer=layer, group=group)
     steps_of = ON_HOST[layer] if rank.fabric == "host" else ALL_LAYERS[layer]
@@ -181,5 +180,16 @@ LAYERS = {
 VLLM_LAYERS = {ONE_SIDED: one_sided_manager, TWO_SIDED: two_sided_manager}
 """vLLM's managers, where its files are at hand."""
 ALL_LAYERS = LAYERS | VLLM_LAYERS
+
 ON_HOST = {ONE_SIDED: construct}
 """Layers whose first checks need no GPU."""
+
+
+def require_layer(layer: object) -> None:
+    """Check the name of a layer.
+
+    Raises:
+        Refused: it is none of `ALL_LAYERS`.
+    """
+    if layer not in ALL_LAYERS:
+        raise Refused(f"layer is {shown(layer)}: it must be one of {', '.join(ALL_LAYERS)}")
