@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from mnnvl_lab.datasets import DATA, require_data
-from mnnvl_lab.errors import choose
+from mnnvl_lab.errors import choose, named_arguments
 
 PAGE = DATA.parent / "docs" / "glossary.md"
 ENTRY = re.compile(
@@ -60,6 +60,7 @@ class Glossary:
         return "".join(term._repr_html_() for term in self.terms)
 
 
+@named_arguments
 def glossary(name: str | None = None) -> Term | Glossary:
     """The meaning of a term, in any case; without a name, all terms.
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.arguments import whole_in
-from mnnvl_lab.errors import Refused, choose, require_count, shown
+from mnnvl_lab.errors import Refused, choose, named_arguments, require_count, shown
 from mnnvl_lab.layout import Layout, require_layout
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
 )
 
 
+@named_arguments
 def require_gpu(gpu: Gpu | str) -> Gpu:
     """The GPU of that name, in any case; a `Gpu` is returned as it is.
 

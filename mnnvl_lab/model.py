@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mnnvl_lab.errors import Refused, choose, require_count, shown
+from mnnvl_lab.errors import Refused, choose, named_arguments, require_count, shown
 
 DTYPE_BYTES = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1, "uint8": 1})
 
@@ -297,6 +297,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 
+@named_arguments
 def require_model(model: Model | str) -> Model:
     """The model of that name or alias, in any case; a `Model` is returned as it is.
 

@@ -7,6 +7,8 @@ from html import escape
 
 import pandas as pd
 
+from mnnvl_lab.errors import named_arguments
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 MAX_ROWS = 72  # a rack of NVL72; of a longer table the middle is left out
 
@@ -31,6 +33,7 @@ def readable_bytes(size: int) -> str:
     return f"{value:,.1f} {UNITS[unit]}" if unit else f"{size} B"
 
 
+@named_arguments
 def host_only(fabric: str, reason: str) -> str:
     """The fabric for what no GPU can show: always `host`. Prints a sentence where the notebook runs on another one.
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from mnnvl_lab.engines import EngineSetup, sglang, tensorrt_llm, vllm
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, named_arguments
 from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import Gpu, domain_problems
 from mnnvl_lab.layout import Layout
@@ -97,6 +97,7 @@ class Served:
         )
 
 
+@named_arguments
 def who_serves(plan: Plan) -> Served:
     """Which layers serve a plan's layout and shape in either mode, and what those say that do not.
 

@@ -95,6 +95,19 @@ def test_misspelt_missing_and_surplus_arguments_of_public_names_are_refused_in_w
         call()
 
 
+CALLABLE = [
+    name
+    for name in sorted(lab._NAMES)
+    if callable(value := getattr(lab, name)) and not (isinstance(value, type) and issubclass(value, BaseException))
+]
+
+
+@pytest.mark.parametrize("name", CALLABLE)
+def test_every_public_name_refuses_an_argument_that_it_does_not_have(name):
+    with pytest.raises(lab.Refused, match="no_such_argument"):
+        getattr(lab, name)(no_such_argument=1)
+
+
 def test_a_type_error_inside_a_function_stays_what_it_is():
     @named_arguments
     def function(value):

@@ -11,7 +11,7 @@ from mnnvl_lab.course.exercise import Exercise
 from mnnvl_lab.course.matching import Verdict, judge, plain
 from mnnvl_lab.course.progress import Attempt, Progress
 from mnnvl_lab.course.registry import require_exercise
-from mnnvl_lab.errors import Refused, shown
+from mnnvl_lab.errors import Refused, named_arguments, shown
 
 MOST_SHOWN = 80  # letters of a guess
 
@@ -48,6 +48,7 @@ def answer(number: str) -> object:
     return plain(require_exercise(number).solution())
 
 
+@named_arguments
 def check(number: str, guess: object) -> Reply:
     """Compare a guess with the answer, which stays hidden until it is found or asked for.
 
@@ -91,6 +92,7 @@ def _lines(*lines: str) -> str:
     return "\n".join(filter(None, lines))
 
 
+@named_arguments
 def hint(number: str, which: int = 1) -> Reply:
     """A hint that does not give the answer away.
 
@@ -114,6 +116,7 @@ def _hinted(attempt: Attempt, *, which: int) -> Attempt:
     return attempt if attempt.solved else replace(attempt, hints=max(attempt.hints, which))
 
 
+@named_arguments
 def reveal(number: str) -> Reply:
     """The answer with its reason; `lab.score` then counts the exercise as revealed, unless it was solved before.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from mnnvl_lab.course.registry import exercises
-from mnnvl_lab.errors import shown
+from mnnvl_lab.errors import named_arguments, shown
 from mnnvl_lab.notebook import html_block, text_block
 from mnnvl_lab.records.files import replacing
 
@@ -152,6 +152,7 @@ class Score:
         return html_block(self.title, self.table)
 
 
+@named_arguments
 def score(folder: str | os.PathLike = ".") -> Score:
     """What was tried and solved so far, from the file beside the notebook; nothing leaves the machine.
 

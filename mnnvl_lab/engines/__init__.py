@@ -9,7 +9,7 @@ from mnnvl_lab.engines.setup import EngineSetup
 from mnnvl_lab.engines.sglang import read_sglang
 from mnnvl_lab.engines.tensorrt_llm import read_tensorrt_llm
 from mnnvl_lab.engines.vllm import read_vllm
-from mnnvl_lab.errors import Refused, choose, shown
+from mnnvl_lab.errors import Refused, choose, named_arguments, shown
 
 READERS: Mapping[str, Callable[[str | Sequence[str]], EngineSetup]] = MappingProxyType(
     {"vllm": read_vllm, "sglang": read_sglang, "tensorrt_llm": read_tensorrt_llm}
@@ -18,6 +18,7 @@ READERS: Mapping[str, Callable[[str | Sequence[str]], EngineSetup]] = MappingPro
 __all__ = ["READERS", "EngineSetup", "read_engine"]
 
 
+@named_arguments
 def read_engine(engine: str, flags: str | Sequence[str] = "") -> EngineSetup:
     """What an engine makes of its flags.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, named_arguments
 from mnnvl_lab.measure.check import check_received
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.measure.workload import Work
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnnvl_lab.ranks.rank import Rank
 
 
+@named_arguments
 def count_loads(point: Point, ranks: Ranks) -> np.ndarray:
     """int64 `[R, E]`: copies of each logical expert that each rank sends in a round of `point`, as dispatch gathers
     them on every rank.

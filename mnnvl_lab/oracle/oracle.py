@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import Refused, named_fields
 from mnnvl_lab.oracle import kernel_rules, payload
 from mnnvl_lab.oracle.kernel_rules import partial_factor, reduce_slots
 from mnnvl_lab.oracle.payload import require_rounding, to_fp8_e4m3
@@ -16,6 +16,7 @@ from mnnvl_lab.routing.traffic import Load
 CHUNK_BYTES = 2**21  # of one slot: K of them are alive at once and should stay in the cache
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
     """The truth about one round of one load.

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import RecordError, choose
+from mnnvl_lab.errors import RecordError, choose, named_arguments
 from mnnvl_lab.model import require_format
 from mnnvl_lab.records.files import replacing
 from mnnvl_lab.records.statistics import slowest_rank, summary
@@ -36,6 +36,7 @@ DTYPES = MappingProxyType(
 )
 
 
+@named_arguments
 def export(table: pd.DataFrame, path: str | os.PathLike, *, format: str) -> list[Path]:
     """Write samples in the schema of another project.
 

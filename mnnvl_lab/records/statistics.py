@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import bdtr
 from scipy.stats import mannwhitneyu, norm, rankdata
 
-from mnnvl_lab.errors import RecordError, Refused
+from mnnvl_lab.errors import RecordError, Refused, named_arguments
 from mnnvl_lab.records.schema import POINT_COLUMNS, ep_groups
 
 CONFIDENCE = 0.95
@@ -58,6 +58,7 @@ def slowest_rank(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[iterations.idxmax()].reset_index(drop=True)
 
 
+@named_arguments
 def summary(table: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataFrame:
     """Percentiles over iterations of the slowest rank.
 

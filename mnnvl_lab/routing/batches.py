@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.arguments import MOST_SEED, require_real
-from mnnvl_lab.errors import require_count
+from mnnvl_lab.errors import named_fields, require_count
 from mnnvl_lab.layout import MOST_RANKS, sp_token_counts
 from mnnvl_lab.routing.distributions import Routing, parse
 from mnnvl_lab.routing.padding import Padding
@@ -81,6 +81,7 @@ class Step:
         return pd.DataFrame(rows, columns=["rank", "part", "tokens"])
 
 
+@named_fields
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """A server whose steps are drawn from a seed.
