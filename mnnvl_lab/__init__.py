@@ -75,7 +75,7 @@ _NAMES = {
     "WrongResult": "mnnvl_lab.errors",
     "check": "mnnvl_lab.course",
     "export": "mnnvl_lab.records.export",
-    "glossary": "mnnvl_lab.glossary",
+    "glossary": "mnnvl_lab.terms",
     "hint": "mnnvl_lab.course",
     "host_only": "mnnvl_lab.notebook",
     "count_loads": "mnnvl_lab.measure.expert_loads",

@@ -10,7 +10,7 @@ import pytest
 
 from mnnvl_lab.__main__ import COMMANDS, main
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.glossary import PAGE, glossary
+from mnnvl_lab.terms import PAGE, glossary
 
 ROOT = Path(__file__).parents[1]
 ORDINARY = {"API", "CI", "CSV", "GIF", "HTML", "ID", "JSON", "OK", "PDF", "PID", "PNG", "README", "SHA256", "SVG"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mnnvl_lab.glossary import glossary
+from mnnvl_lab.terms import glossary
 from tools import syllabus
 
 FOLDER = Path(__file__).parents[1] / "notebooks"

@@ -30,7 +30,7 @@ FLOW = (
     "planner",
     "records",
     "datasets",
-    "glossary",
+    "terms",
     "published",
     "analysis",
     "prediction",
@@ -280,3 +280,12 @@ def test_no_public_name_is_hidden_by_a_module_that_is_imported_later(init):
             names = {alias.asname or alias.name for alias in node.names} & modules
             origin = (node.module or "").rpartition(".")[2]  # the package itself gives its modules
             assert origin == init.parent.name or names <= {origin}, (node.module, names)
+
+
+def test_no_public_name_is_a_module_of_the_package_unless_that_module_is_meant():
+    """Python sets a package's attribute to a module once it is imported: a function of that name would then be gone."""
+    import mnnvl_lab as lab
+
+    modules = {path.stem for path in (ROOT / "mnnvl_lab").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert modules & set(lab._NAMES) == set()
+    assert {name for name in modules & set(lab._MODULES) if lab._MODULES[name] != f"mnnvl_lab.{name}"} == set()

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mnnvl_lab.glossary import ENTRY
+from mnnvl_lab.terms import ENTRY
 from tools.site.offline import loaded_from_elsewhere
 from tools.site.stage import ROOT, links, stage, terms
 

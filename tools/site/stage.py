@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import nbformat
 
-from mnnvl_lab.glossary import ENTRY
+from mnnvl_lab.terms import ENTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
