@@ -186,3 +186,11 @@ def test_the_late_rank_is_dotted(ax):
     others_wait(pd.DataFrame(rows), ax=ax)
     assert "dotted: latency of the late rank" in caption(ax)
     assert sum(line.get_linestyle() == ":" for line in ax.lines) == 1
+
+
+def test_a_number_of_a_hue_is_named_by_its_column_and_a_word_stands_alone():
+    from mnnvl_lab.plots.style import line_styles
+
+    assert [stroke.label for stroke in line_styles([2, 8], "ep_size").values()] == ["EP 2", "EP 8"]
+    assert [stroke.label for stroke in line_styles(["uniform"], "routing").values()] == ["uniform"]
+    assert [stroke.label for stroke in line_styles([3.5], "phase").values()] == ["3.5"]

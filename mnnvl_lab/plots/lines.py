@@ -122,7 +122,7 @@ def require_unmixed(table: pd.DataFrame, x: str, hue: str) -> None:
 
 
 def _split(table: pd.DataFrame, hue: str) -> Iterable[tuple[pd.DataFrame, LineStyle]]:
-    drawn = line_styles(list(table[hue].drop_duplicates().sort_values()))
+    drawn = line_styles(list(table[hue].drop_duplicates().sort_values()), hue)
     return [(table[table[hue] == value], stroke) for value, stroke in drawn.items()]
 
 

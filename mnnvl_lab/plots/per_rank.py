@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab.errors import Refused
-from mnnvl_lab.plots.style import CYCLE, QUIET, format_load, format_tick, head, new_axes, note, style
+from mnnvl_lab.plots.style import CYCLE, QUIET, caption, format_load, format_tick, head, new_axes, note, style
 from mnnvl_lab.records import require_column
 
 if TYPE_CHECKING:
@@ -94,3 +94,5 @@ def _frame(ax: Axes, ranks: Sequence[int], x: str, y: str, *, title: str, subtit
     columns = len(names) if sum(map(len, names)) < LEGEND_WIDTH else 2
     ax.legend(frameon=False, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     head(ax, title, subtitle)
+    lines = -(-len(names) // columns)
+    caption(ax, "computed, not measured", below_points=52 + 16 * lines)

@@ -82,7 +82,7 @@ def left_out_errors(table: pd.DataFrame, *, x: str = "tokens", hue: str = "ep_si
     with style():
         ax = new_axes(ax)
         ax.axhspan(-WITHIN_PERCENT, WITHIN_PERCENT, color=FAINT, alpha=0.4, linewidth=0, zorder=0)
-        for value, stroke in line_styles(sorted(table[hue].unique())).items():
+        for value, stroke in line_styles(sorted(table[hue].unique()), hue).items():
             of_value = table[table[hue] == value]
             ax.scatter(
                 of_value[x],
@@ -91,7 +91,7 @@ def left_out_errors(table: pd.DataFrame, *, x: str = "tokens", hue: str = "ep_si
                 s=16,
                 facecolor="none",
                 edgecolor=stroke.color,
-                label=f"EP {value}" if hue == "ep_size" else stroke.label,
+                label=stroke.label,
             )
         ax.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
         format_axis(ax.xaxis, x, table[x].to_numpy())

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -74,13 +75,32 @@ LINE_STYLES: Mapping[str, LineStyle] = MappingProxyType(
 )
 
 
-def line_styles(values: Sequence[object]) -> dict[object, LineStyle]:
-    """A stroke for each value: a mode's own, else the next of the palette."""
+LOAD_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "ep_size": "EP {}",
+        "hidden": "hidden {}",
+        "experts": "{} experts",
+        "top_k": "top-{}",
+        "format": "{}",
+        "routing": "{} routing",
+        "tokens": "{} tokens per rank",
+    }
+)
+"""How a value of these columns is named."""
+
+
+def line_styles(values: Sequence[object], hue: str = "") -> dict[object, LineStyle]:
+    """A stroke for each value of the column `hue`: a mode's own, else the next of the palette."""
     free = {
-        value: LineStyle(label=str(value), color=CYCLE[i % len(CYCLE)], marker=MARKERS[i % len(MARKERS)])
+        value: LineStyle(label=_named(hue, value), color=CYCLE[i % len(CYCLE)], marker=MARKERS[i % len(MARKERS)])
         for i, value in enumerate(values)
     }
     return {value: LINE_STYLES.get(value, free[value]) for value in values}
+
+
+def _named(column: str, value: object) -> str:
+    """A value in words: a number says nothing without its column."""
+    return LOAD_WORDS.get(column, "{}").format(value) if isinstance(value, Real) else str(value)
 
 
 @contextmanager
@@ -173,17 +193,10 @@ def origin(table: pd.DataFrame) -> str:
 
 def format_load(table: pd.DataFrame, leave_out: Sequence[str] = ()) -> str:
     """The columns of the load that are the same all through, in words."""
-    forms = {
-        "ep_size": "EP {}",
-        "hidden": "hidden {}",
-        "experts": "{} experts",
-        "top_k": "top-{}",
-        "format": "{}",
-        "routing": "{} routing",
-        "tokens": "{} tokens per rank",
-    }
-    names = [name for name in forms if name in table.columns and name not in leave_out and table[name].nunique() == 1]
-    return " · ".join(forms[name].format(table[name].iloc[0]) for name in names)
+    names = [
+        name for name in LOAD_WORDS if name in table.columns and name not in leave_out and table[name].nunique() == 1
+    ]
+    return " · ".join(LOAD_WORDS[name].format(table[name].iloc[0]) for name in names)
 
 
 def _unchecked(table: pd.DataFrame) -> bool:
