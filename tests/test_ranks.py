@@ -99,6 +99,8 @@ def test_a_failing_rank_is_named_although_others_wait_for_it(ranks):
     with pytest.raises(RankError, match="left the others waiting") as caught:
         ranks.run(on.fail_while_others_wait)
     assert caught.value.rank == 2
+    for other in (0, 1, 3):
+        assert f"rank {other} (in fail_while_others_wait) gave no answer and was killed" in caught.value.cause
     assert len(ranks.run(on.pid)) == 4
 
 

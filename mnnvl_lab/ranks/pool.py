@@ -64,7 +64,7 @@ def gather(
     machine.
 
     Args:
-        stall: asked again and again whether a round hangs; if so the waiting ends.
+        watchdog: asked again and again whether a round hangs; if so the waiting ends.
 
     Raises:
         HelperDied: no answer can come any more.
@@ -99,8 +99,13 @@ def _grace_s(outcome: Outcome) -> float:
     return REFUSED_GRACE_S if refused and not outcome.dead else GRACE_S
 
 
-def raise_failures(outcome: Outcome, *, phase: str) -> None:
-    """Re-raise what the ranks raised: a `LabError` that all raised alike as it is, anything else as a `RankError`."""
+def raise_failures(outcome: Outcome, *, phase: str, phase_of: Callable[[int], str]) -> None:
+    """Re-raise what the ranks raised: a `LabError` that all raised alike as it is, anything else as a `RankError`.
+
+    Args:
+        phase: what to say that a rank was doing that did not say so itself.
+        phase_of: what a rank that never answered is doing.
+    """
     if not outcome.failures:
         return
     (rank, first), *others = outcome.failures.items()
@@ -108,6 +113,7 @@ def raise_failures(outcome: Outcome, *, phase: str) -> None:
     if isinstance(first.error, LabError) and alike and not outcome.values and not outcome.silent:
         raise first.error
     cause = first.words + "".join(f"\n  also rank {r}: {_headline(f)}" for r, f in sorted(others))
+    cause += "".join(f"\n  rank {r} (in {phase_of(r)}) gave no answer and was killed" for r in sorted(outcome.silent))
     raise RankError(rank=rank, phase=first.phase or phase, cause=cause, report=first.report) from first.error
 
 
@@ -190,7 +196,7 @@ class RankPool:
         self._raise_dead(outcome, phase)
         self._raise_hang(outcome, phase, layout, timeout_s)
         self._kill_useless(outcome)
-        raise_failures(outcome, phase=phase)
+        raise_failures(outcome, phase=phase, phase_of=lambda rank: self._phase(rank, phase))
         self._cluster.forget(futures.values())
         return [outcome.values[rank] for rank in sorted(outcome.values)]
 
