@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import MODES, Batch, Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.routing import Load, Uniform
-from mnnvl_lab.transport.validation import batch_problem, check_exchange
+from mnnvl_lab.transport.validation import batch_problem, check_exchange, partials_problem
 from tests import transport_helpers as on
 from tests.wrong_batches import BEGINNINGS, changes
 
@@ -86,6 +87,21 @@ def test_regions_are_packed_so_ids_need_an_aligned_end_before_them(tokens, extra
     problem = batch_problem(alone, batch(tokens, extra), ep_rank=0)
     assert (problem is None) == (step == 1)
     assert step == 1 or f"one_sided needs a multiple of {step}, or a payload would begin inside" in problem
+
+
+@pytest.mark.parametrize("partials", [None, [1.0], np.zeros((4, 128), dtype=np.float32)])
+def test_what_is_no_tensor_is_no_batch_and_no_partials(partials):
+    assert "partials is a" in partials_problem(partials, 4, 128, "bf16")
+    assert "it must be a Batch" in batch_problem(exchange("one_sided"), partials, ep_rank=0)
+
+
+def test_tensors_of_another_device_never_reach_a_kernel():
+    device = torch.device("meta")
+    problem = batch_problem(exchange("one_sided"), batch(4, 16), 0, device)
+    assert problem.startswith("experts_TK is on cpu: this rank's transport takes tensors on meta")
+    rows = torch.zeros(4, 128, dtype=torch.bfloat16)
+    assert "partials is on cpu" in partials_problem(rows, 4, 128, "bf16", device)
+    assert partials_problem(rows, 4, 128, "bf16", rows.device) is None
 
 
 def test_a_size_that_cannot_be_packed_is_refused_with_the_exchange():

@@ -26,6 +26,27 @@ class Change:
     def turned_ids(self, batch):
         return {"experts_TK": batch.experts_TK.t().contiguous().t()}
 
+    def numpy_ids(self, batch):
+        return {"experts_TK": batch.experts_TK.numpy()}
+
+    def lists_of_weights(self, batch):
+        return {"weights_TK": batch.weights_TK.tolist()}
+
+    def bare_rows(self, batch):
+        return {"payloads": batch.payloads[0]}
+
+    def missing_rows(self, batch):
+        return {"payloads": (None,)}
+
+    def rows_elsewhere(self, batch):
+        return {"payloads": (batch.payloads[0].to("meta"),)}
+
+    def size_in_words(self, batch):
+        return {"runtime_max_tokens": "6"}
+
+    def mask_in_words(self, batch):
+        return {"active_ranks": ("all", [1])}
+
     def another_top_k(self, batch):
         return {"experts_TK": batch.experts_TK[:, :3].contiguous()}
 
@@ -83,6 +104,13 @@ BEGINNINGS = {
     "id_beyond_the_experts": "ep_rank 2: expert ids span",
     "int64_ids": "ep_rank 2: experts_TK is [6, 4] of int64",
     "turned_ids": "ep_rank 2: experts_TK is non-contiguous [6, 4]",
+    "numpy_ids": "ep_rank 2: experts_TK is a ndarray: it must be a torch.Tensor",
+    "lists_of_weights": "ep_rank 2: weights_TK is a list: it must be a torch.Tensor",
+    "bare_rows": "ep_rank 2: payloads is a Tensor: it must be a tuple of tensors",
+    "missing_rows": "ep_rank 2: payload 0 is a NoneType: it must be a torch.Tensor",
+    "rows_elsewhere": "ep_rank 2: payload 0 is on meta: this rank's transport takes tensors on",
+    "size_in_words": "ep_rank 2: runtime_max_tokens is '6': it must be a whole number",
+    "mask_in_words": "ep_rank 2: active_ranks is ('all', [1]): it must be a tuple of ep_ranks",
     "another_top_k": "ep_rank 2: experts_TK is [6, 3] of int32",
     "bf16_weights": "ep_rank 2: weights_TK is [6, 4] of bfloat16",
     "fewer_weights": "ep_rank 2: experts_TK has 6 tokens but weights_TK 5",

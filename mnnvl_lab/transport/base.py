@@ -25,14 +25,12 @@ from mnnvl_lab.transport.validation import (
     batch_problem,
     check_exchange,
     invalid_ids_problem,
+    is_rank_mask,
     partials_problem,
     signature,
 )
 
 if TYPE_CHECKING:
-    import torch
-
-    from mnnvl_lab.ranks.rank import Rank
     from mnnvl_lab.workspace import Allocation, OneSidedWorkspace, TwoSidedWorkspace
 
 
@@ -70,7 +68,8 @@ class ReceiveBuffer:
 
 def leaves_out_ranks(batch: Batch, ep_size: int) -> bool:
     """Whether a rank mask keeps some rank out of this round."""
-    return batch.active_ranks is not None and len(set(batch.active_ranks)) < ep_size
+    mask = getattr(batch, "active_ranks", None)  # of a batch that has not been validated yet
+    return is_rank_mask(mask) and len(set(mask)) < ep_size
 
 
 def active_group(rank: Rank, batch: Batch) -> Group:
@@ -162,7 +161,8 @@ class Transport(ABC):
         Raises:
             Refused: names the first rank whose batch is wrong, the value, the rule and the remedy.
         """
-        self._agree(batch, signature(batch), batch_problem(self.exchange, batch, self.ep_rank))
+        problem = batch_problem(self.exchange, batch, self.ep_rank, self.rank.device)
+        self._agree(batch, {} if problem else signature(batch), problem)
         if self._laid_out_for is None and not leaves_out_ranks(batch, self.ep_size):
             self._laid_out_for = batch.runtime_max_tokens
 
@@ -285,7 +285,7 @@ class Transport(ABC):
 
     def _combine_problem(self, partials: torch.Tensor, handle: Handle) -> str | None:
         """The first broken rule of what this rank brings to combine, or None."""
-        form = self._in_flight.rows, self.exchange.hidden, self.exchange.combine_dtype
+        form = self._in_flight.rows, self.exchange.hidden, self.exchange.combine_dtype, self.rank.device
         return (
             stale_problem(handle, self._in_flight)
             or partials_problem(partials, *form)

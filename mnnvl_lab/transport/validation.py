@@ -7,17 +7,18 @@ ep_rank 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mnnvl_lab.errors import Refused, WorkspaceMismatch
-from mnnvl_lab.exchange import MODES
+from mnnvl_lab.errors import Refused, WorkspaceMismatch, is_whole, shown
+from mnnvl_lab.exchange import MODES, Batch
 from mnnvl_lab.routing.padding import INVALID_IDS, kernel_target
 from mnnvl_lab.workspace.kernel_limits import MAX_PAYLOADS, problems, runtime_max_problem
 
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.exchange import Batch, Exchange
+    from mnnvl_lab.exchange import Exchange
     from mnnvl_lab.ranks.rank import Group, Rank
 
 
@@ -112,16 +113,55 @@ def _exchange_problems(x: Exchange):
         yield f"mended_prepare asked of mode {x.mode}: only two_sided has a prepare; leave it out"
 
 
-def batch_problem(x: Exchange, batch: Batch, ep_rank: int) -> str | None:
-    """The first broken rule of one rank's batch, or None."""
-    return next(_batch_problems(x, batch, ep_rank), None)
+def batch_problem(x: Exchange, batch: Batch, ep_rank: int, device: torch.device | None = None) -> str | None:
+    """The first broken rule of one rank's batch, or None.
+
+    Args:
+        device: where its tensors must live; None for anywhere.
+    """
+    return next(_batch_problems(x, batch, ep_rank, device), None)
 
 
-def _batch_problems(x: Exchange, batch: Batch, ep_rank: int):
+def _batch_problems(x: Exchange, batch: Batch, ep_rank: int, device: torch.device | None):
+    yield from _type_problems(batch, device)
     yield from _routing_problems(x, batch)
     yield from _count_problems(x, batch)
     yield from _payload_problems(x, batch)
     yield from _mask_problems(x, batch, ep_rank)
+
+
+def _type_problems(batch: object, device: torch.device | None) -> Iterator[str]:
+    """Fields of other types, which every later check would fall over."""
+    if not isinstance(batch, Batch):
+        yield f"batch is {shown(batch)}: it must be a Batch; pass Batch(payloads=..., experts_TK=..., ...)"
+    if not isinstance(batch.payloads, (tuple, list)):
+        yield f"payloads is a {type(batch.payloads).__name__}: it must be a tuple of tensors; pass (rows,) for one"
+    tensors = {"experts_TK": batch.experts_TK, "weights_TK": batch.weights_TK}
+    tensors |= {f"payload {i}": payload for i, payload in enumerate(batch.payloads)}
+    tensors |= {} if batch.eplb_stats_E is None else {"eplb_stats_E": batch.eplb_stats_E}
+    for name, value in tensors.items():
+        if problem := _tensor_problem(name, value, device):
+            yield problem
+    if not is_whole(batch.runtime_max_tokens):
+        yield f"runtime_max_tokens is {shown(batch.runtime_max_tokens)}: it must be a whole number; pass an int"
+    if batch.active_ranks is not None and not is_rank_mask(batch.active_ranks):
+        yield f"active_ranks is {shown(batch.active_ranks)}: it must be a tuple of ep_ranks, or None for all"
+
+
+def is_rank_mask(value: object) -> bool:
+    """Whether a value can be the `active_ranks` of a batch."""
+    return isinstance(value, (tuple, list)) and all(map(is_whole, value))
+
+
+def _tensor_problem(name: str, value: object, device: torch.device | None) -> str | None:
+    """Why a kernel cannot be given this, or None: the address of a tensor elsewhere means nothing to it."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return f"{name} is a {type(value).__name__}: it must be a torch.Tensor; convert it by torch.as_tensor"
+    if device is not None and value.device != device:
+        return f"{name} is on {value.device}: this rank's transport takes tensors on {device}; move it by .to({device})"
+    return None
 
 
 def _routing_problems(x: Exchange, batch: Batch):
@@ -185,8 +225,12 @@ def _mask_problems(x: Exchange, batch: Batch, ep_rank: int):
         )
 
 
-def partials_problem(partials: torch.Tensor, rows: int, hidden: int, combine_dtype: str) -> str | None:
-    """What is wrong with the rows that combine shall add up, or None."""
+def partials_problem(
+    partials: torch.Tensor, rows: int, hidden: int, combine_dtype: str, device: torch.device | None = None
+) -> str | None:
+    """What is wrong with the rows that combine shall add up, or None; `device` as in `batch_problem`."""
+    if problem := _tensor_problem("partials", partials, device):
+        return f"{problem}, or fill partials_buffer(received.handle)"
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[combine_dtype]
     if partials.shape == (rows, hidden) and str(partials.dtype) == f"torch.{dtype}" and partials.is_contiguous():
         return None
