@@ -95,6 +95,16 @@ def test_a_missing_row_is_named():
         check_received(work_of(point), short)
 
 
+def test_nothing_may_come_from_a_rank_that_takes_no_part():
+    point = point_of()
+    received = received_by_the_book(point)
+    with pytest.raises(WrongResult, match=r"got tokens .* of ep_rank 2, due were 0"):
+        check_received(work_of(point), received, active_ranks=(0, 1))
+    none = Received(**(vars(received) | {"counts_R": (*received.counts_R[:2], 0)}))
+    tokens_R = check_received(work_of(point), none, active_ranks=(0, 1))
+    assert [len(tokens) for tokens in tokens_R] == [*received.counts_R[:2], 0]
+
+
 def test_a_wrong_weight_is_noticed():
     point = point_of()
     received = received_by_the_book(point)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import numpy as np
-
 from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point, Sampling
-from mnnvl_lab.oracle import Oracle, payload
+from mnnvl_lab.oracle import Oracle
 from mnnvl_lab.routing import Load, Uniform
 
 KEPT = "transport that outlives a call"
@@ -95,7 +93,7 @@ def live_on(rank, point: Point, living: tuple[int, ...], rounds: int = 3) -> lis
         Latency of each round in microseconds, as this rank saw it.
 
     Raises:
-        WrongResult: combine returned something else.
+        WrongResult: dispatch or combine brought something else.
     """
     from mnnvl_lab.measure.workload import Work
 
@@ -112,19 +110,15 @@ def _masked_round(transport, work, batch, living: tuple[int, ...]) -> None:
     import torch
 
     from mnnvl_lab.errors import WrongResult
+    from mnnvl_lab.measure.check import check_received
     from mnnvl_lab.measure.workload import fake_experts
 
     received = transport.dispatch(batch)
-    tokens_of = [_tokens(received.payloads[0][received.block(source)]) for source in range(transport.ep_size)]
+    tokens_of = check_received(work, received, active_ranks=living)
     combined = transport.combine(fake_experts(transport, work, received, tokens_of), received.handle)
     due = torch.from_numpy(_restricted(work.point, living).combined(work.ep_rank)).to(combined.device)
     if not torch.equal(combined.float(), due):
         raise WrongResult(f"ep_rank {work.ep_rank}: combine among {living} differs from the oracle restricted to them")
-
-
-def _tokens(rows) -> np.ndarray:
-    """Whose rows they are, by their own word."""
-    return np.array([payload.identify(row)[1] for row in rows[:, : payload.HEADER_WIDTH].float().cpu().numpy()], int)
 
 
 def _restricted(point: Point, living: tuple[int, ...]) -> Oracle:

@@ -6,7 +6,7 @@ additions, the owners of experts and the fp8 rounding are the oracle's or this m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,8 +49,11 @@ def checked_round(
         raise WrongResult(f"{error}; {explanation}" if explanation else str(error)) from error
 
 
-def check_received(work: Work, received: Received) -> list[np.ndarray]:
+def check_received(work: Work, received: Received, active_ranks: Collection[int] | None = None) -> list[np.ndarray]:
     """Every row that had to come came, once, with its own content, ids and weights.
+
+    Args:
+        active_ranks: ep_ranks that take part; nothing may come from the others. None for all.
 
     Returns:
         For each source, the token of every row in the order received.
@@ -58,12 +61,15 @@ def check_received(work: Work, received: Received) -> list[np.ndarray]:
     Raises:
         WrongResult: a row is missing, surplus, torn, or not what its header says.
     """
-    return [_check_block(work, received, source) for source in range(work.point.exchange.ep_size)]
+    every = range(work.point.exchange.ep_size)
+    active = every if active_ranks is None else active_ranks
+    none = np.empty(0, dtype=np.int64)
+    return [_check_block(work, received, source, _due(work, source) if source in active else none) for source in every]
 
 
-def _check_block(work: Work, received: Received, source: int) -> np.ndarray:
+def _check_block(work: Work, received: Received, source: int, due: np.ndarray) -> np.ndarray:
     block = received.block(source)
-    rows, due = received.payloads[0][block], _due(work, source)
+    rows = received.payloads[0][block]
     tokens = named_tokens(rows)
     if not np.array_equal(np.sort(tokens), due):
         raise WrongResult(
