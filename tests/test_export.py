@@ -80,6 +80,36 @@ def test_unchecked_samples_and_several_machines_are_not_handed_on(tmp_path):
         export(samples, tmp_path / "x", format="mlperf")
 
 
+def few(kind, **point):
+    samples = datasets.load_recorded(kind).query("mode == 'one_sided' and tokens == 1")
+    return samples[(samples["clock"].isin(["eager", "kernel"])) & (samples["routing"] == "uniform")].assign(**point)
+
+
+@pytest.mark.parametrize(
+    "other", [{"hidden": 1024}, {"experts": 64}, {"top_k": 4}, {"low_precision_combine": True}, {"l2": "cold"}]
+)
+def test_each_case_of_collectivex_has_its_own_samples_and_file(tmp_path, other):
+    one, two = few(PAIR), few(PAIR, **other)
+    two["latency_us"] = two["latency_us"] + 1000
+    provenance = records.provenance_of(one)
+    both = records.new_table(pd.concat([one, two]), provenance)
+    paths = export(both, tmp_path, format="collectivex")
+    assert len(set(paths)) == len(list(tmp_path.iterdir())) == 2
+    rows = [json.loads(path.read_text())["measurement"]["rows"][0] for path in paths]
+    first, second = (row["components"]["roundtrip"] for row in rows)
+    assert first["sample_count"] == second["sample_count"] == len(slowest(one, phase="round"))
+    assert second["percentiles_us"]["p50"] == pytest.approx(first["percentiles_us"]["p50"] + 1000)
+
+
+@pytest.mark.parametrize(("kind", "format"), [(PAIR, "collectivex"), (KERNEL, "aiconfigurator")])
+def test_points_that_a_schema_cannot_tell_apart_are_not_mixed(tmp_path, kind, format):
+    samples = few(kind)
+    both = records.new_table(pd.concat([samples, few(kind, max_tokens=4096)]), records.provenance_of(samples))
+    with pytest.raises(RecordError, match=r"several ways \(max_tokens 1, 4096\)"):
+        export(both, tmp_path / "out", format=format)
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_the_command_says_what_it_wrote(tmp_path, capsys):
     out = tmp_path / "table.parquet"
     assert main(["export", str(datasets.DATA / f"{KERNEL}.parquet"), "--to", "aiconfigurator", "--out", str(out)]) == 0

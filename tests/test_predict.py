@@ -391,6 +391,8 @@ def test_a_table_of_aiconfigurator_is_read_in_the_columns_of_published_figures(t
         (raw_table(op_name="gemm"), "op_name gemm is not known"),
         (raw_table(moe_dtype="int8"), "moe_dtype int8 is not known"),
         (raw_table(latency=0.0), "positive"),
+        (raw_table(topk=1.5), "whole numbers"),
+        (raw_table(num_tokens="many"), "whole numbers"),
         (raw_table(latency=float("nan")), "positive"),
         (raw_table().head(0), "positive"),
     ],
@@ -398,16 +400,16 @@ def test_a_table_of_aiconfigurator_is_read_in_the_columns_of_published_figures(t
 def test_other_tables_are_refused(tmp_path, table, message):
     path = tmp_path / "table.parquet"
     table.to_parquet(path)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(RecordError, match=message):
         read_aiconfigurator(path)
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(RecordError, match="no such file"):
         read_aiconfigurator(tmp_path / "none.parquet")
     path = tmp_path / "noise.parquet"
     path.write_bytes(b"no table")
-    with pytest.raises(Refused, match="cannot be read as a table"):
+    with pytest.raises(RecordError, match="cannot be read as a table"):
         read_aiconfigurator(path)
 
 

@@ -218,3 +218,22 @@ def test_figures_never_join_records(write):
     table = read_published(write(NCCL), format="nccl_tests")
     with pytest.raises(RecordError):
         records.join([datasets.load_recorded("h100x2_nvlink_ep2_bf16"), pd.DataFrame(table)])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"series": [1], "run": 3}',
+        '{"series": [], "run": null}',
+        "routine,\n1,2,3,4\n1\n1,2,3,4,5\n",
+        "x,dispatch_tb_sec\n1,2\n",
+        '"routine,\nroutine,"dispatch_tb_sec',
+    ],
+)
+@pytest.mark.parametrize("format", READERS)
+def test_hostile_files_are_refused_in_words_by_every_reader(tmp_path, format, content):
+    path = tmp_path / "file.csv"
+    path.write_text(content)
+    with pytest.raises(RecordError, match=r"file\.csv: "):
+        read_published(path, format=format)

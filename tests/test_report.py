@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shlex
 import time
 from types import SimpleNamespace
 
+import matplotlib as mpl
 import nbformat
 import numpy as np
 import pytest
+from nbformat.v4 import new_notebook
 
 import mnnvl_lab as lab
 from mnnvl_lab import records
@@ -18,8 +21,10 @@ from mnnvl_lab.errors import LabError, RecordError, Refused
 from mnnvl_lab.records.statistics import median_interval
 from mnnvl_lab.reports.browser import VARIABLE, find_chromium
 from mnnvl_lab.reports.evidence import NEEDS, Evidence
+from mnnvl_lab.reports.machine import page_command
 from mnnvl_lab.reports.numbers import frame
-from mnnvl_lab.reports.write import TEMPLATE
+from mnnvl_lab.reports.page import page_of
+from mnnvl_lab.reports.write import TEMPLATE, _move
 from tests.report_helpers import Page, small
 
 PAIR = DATA / "h100x2_nvlink_ep2_bf16.parquet"
@@ -332,3 +337,42 @@ def test_a_browser_that_fails_costs_the_pdf_alone(tmp_path, monkeypatch, capsys)
     assert main(["report", str(source), "--out", str(tmp_path / "out")]) == 0
     assert "no PDF: " in capsys.readouterr().err
     assert not (tmp_path / "out" / "write-up.pdf").exists()
+
+
+def test_a_page_without_pdf_leaves_no_earlier_one_beside_it(tmp_path):
+    made, out = tmp_path / "made", tmp_path / "out"
+    made.mkdir()
+    out.mkdir()
+    (made / "write-up.html").write_text("new")
+    (out / "write-up.pdf").write_text("old")
+    (out / "notes.txt").write_text("mine")
+    _move(made, out)
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "write-up.html"]
+
+
+def test_the_command_of_a_page_has_its_question_and_template():
+    words = shlex.split(page_command(["a b.parquet"], "out", question="Is it fast?", template="own.ipynb"))
+    assert words[3:] == [
+        "report",
+        "a b.parquet",
+        "--out",
+        "out",
+        "--question",
+        "Is it fast?",
+        "--template",
+        "own.ipynb",
+    ]
+    assert "--question" not in page_command(["a"], "out")
+
+
+def test_reading_files_leaves_the_figures_of_the_callers_notebook_alone():
+    with mpl.rc_context({"backend": "svg"}):
+        Evidence.read([str(PAIR)])
+        assert mpl.rcParams["backend"] == "svg"
+
+
+def test_no_question_ends_the_numbers_of_a_page_early():
+    page = page_of(new_notebook(), {"question": "<!--<script></script>"}, title="t")
+    data = re.search(r'id="numbers">(.*?)</script>', page, re.S)[1]
+    assert "<" not in data
+    assert json.loads(data) == {"question": "<!--<script></script>"}

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import RecordError
 
 MODES: Mapping[str, str] = MappingProxyType({"NVLinkOneSided": "one_sided", "NVLinkTwoSided": "two_sided"})
 PHASES: Mapping[str, str] = MappingProxyType(
@@ -59,18 +59,19 @@ def read_aiconfigurator(path: str | os.PathLike) -> pd.DataFrame:
         `variant` says `low precision combine`; `caveat` says what dispatch carried then.
 
     Raises:
-        Refused: the file lacks a column, names an unknown kernel, operation or format, or has a latency that is none.
+        RecordError: the file lacks a column, names an unknown kernel, operation or format, or has a latency or count
+            that is none.
     """
     raw = _table(Path(path))
     missing = [name for name in COLUMNS if name not in raw.columns]
     if missing:
-        raise Refused(
+        raise RecordError(
             f"{path}: no column {', '.join(missing)}: a trtllm_alltoall_perf table has {', '.join(COLUMNS)}; "
             "pass such a file of aiconfigurator"
         )
     latency_ms = pd.to_numeric(raw["latency"], errors="coerce")
     if raw.empty or not (np.isfinite(latency_ms) & (latency_ms > 0)).all():
-        raise Refused(f"{path}: latencies must be positive numbers of milliseconds; remove the rows that have none")
+        raise RecordError(f"{path}: latencies must be positive numbers of milliseconds; remove the rows that have none")
     return _published(raw, latency_ms, str(path))
 
 
@@ -78,9 +79,9 @@ def _table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path) if path.suffix in (".txt", ".csv") else pd.read_parquet(path)
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file; pass the path of aiconfigurator's table") from None
+        raise RecordError(f"{path}: no such file; pass the path of aiconfigurator's table") from None
     except (OSError, ValueError) as reason:
-        raise Refused(f"{path}: cannot be read as a table ({reason}); pass a Parquet or CSV file") from reason
+        raise RecordError(f"{path}: cannot be read as a table ({reason}); pass a Parquet or CSV file") from reason
 
 
 def _published(raw: pd.DataFrame, latency_ms: pd.Series, path: str) -> pd.DataFrame:
@@ -100,7 +101,7 @@ def _published(raw: pd.DataFrame, latency_ms: pd.Series, path: str) -> pd.DataFr
         "mode": mode,
         "library": raw["framework"].astype(str) + " " + raw["version"].astype(str),
         "variant": np.where(low, LOW_PRECISION, ""),
-        "device": raw["device"].str.removeprefix("NVIDIA "),
+        "device": raw["device"].astype(str).str.removeprefix("NVIDIA "),
         "devices": raw["moe_ep_size"],
         "ep_size": raw["moe_ep_size"],
         "tokens": raw["num_tokens"],
@@ -117,14 +118,17 @@ def _published(raw: pd.DataFrame, latency_ms: pd.Series, path: str) -> pd.DataFr
     }
     table = pd.DataFrame(columns, index=raw.index)
     counts = ("devices", "ep_size", "tokens", "hidden", "experts", "top_k")
-    return table.astype(dict.fromkeys(counts, "Int64")).reset_index(drop=True)
+    try:
+        return table.astype(dict.fromkeys(counts, "Int64")).reset_index(drop=True)
+    except (TypeError, ValueError) as reason:
+        raise RecordError(f"{path}: counts must be whole numbers ({reason}); correct the columns of counts") from None
 
 
 def _renamed(raw: pd.DataFrame, column: str, names: Mapping[str, str], path: str) -> pd.Series:
     found = raw[column].map(names)
     if found.isna().any():
         unknown = sorted(raw.loc[found.isna(), column].astype(str).unique())
-        raise Refused(
+        raise RecordError(
             f"{path}: {column} {', '.join(unknown)} is not known: it is one of {', '.join(names)}; correct it"
         )
     return found

@@ -30,10 +30,15 @@ def read_collectivex(path: str | os.PathLike) -> pd.DataFrame:
     if isinstance(data, dict) and data.get("record_type") == "case-attempt":
         return figures(path, _case_attempt(data))
     if isinstance(data, dict) and isinstance(data.get("series"), list):
-        run = str(data.get("run", {}).get("run_id", ""))
-        date = str(data.get("run", {}).get("generated_at", ""))[:10]
-        return figures(path, (row for series in data["series"] for row in _series(series, run, date)))
+        return figures(path, _assembled(data))
     raise RecordError(f"{path}: no CollectiveX document: it has record_type case-attempt, or series; pass such a file")
+
+
+def _assembled(data: Mapping) -> Iterator[dict[str, object]]:
+    about = data.get("run", {})
+    run, date = str(about.get("run_id", "")), str(about.get("generated_at", ""))[:10]
+    for series in data["series"]:
+        yield from _series(series, run, date)
 
 
 def _series(series: Mapping, run: str, date: str) -> Iterator[dict[str, object]]:

@@ -43,5 +43,5 @@ def read_text(path: str | os.PathLike) -> str:
 def read_json(path: str | os.PathLike) -> object:
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"{path}: no JSON ({error}); pass the file as it was written") from None

@@ -25,10 +25,14 @@ def read_flashinfer(path: str | os.PathLike) -> pd.DataFrame:
     """
     text = read_text(path)
     if text.lstrip().startswith("routine,") or "dispatch_tb_sec" in text.partition("\n")[0]:
-        table = pd.read_csv(StringIO(text))
-        rows = table[table["routine"].astype(str).str.startswith("moe_a2a")].to_dict("records")
-        return figures(path, (figure for row in rows for figure in _row(row)))
+        return figures(path, _csv(text))
     return figures(path, _log(text))
+
+
+def _csv(text: str) -> Iterator[dict[str, object]]:
+    table = pd.read_csv(StringIO(text))
+    for row in table[table["routine"].astype(str).str.startswith("moe_a2a")].to_dict("records"):
+        yield from _row(row)
 
 
 def _row(row: Mapping[str, object]) -> Iterator[dict[str, object]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +19,7 @@ import pandas as pd
 from mnnvl_lab.errors import RecordError, choose, named_arguments
 from mnnvl_lab.model import require_format
 from mnnvl_lab.records.files import replacing
+from mnnvl_lab.records.schema import POINT_COLUMNS, SIZES
 from mnnvl_lab.records.statistics import slowest_rank, summary
 from mnnvl_lab.records.table import parts_of, provenance_of
 from mnnvl_lab.routing import ROUTINGS, Load, parse, traffic
@@ -35,6 +36,12 @@ DTYPES = MappingProxyType(
     {"bf16": "bfloat16", "fp16": "float16", "fp8_block": "fp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
 )
 
+NAMED = ("mode", "fabric", "ep_size", "format", "routing", "seed", "hidden", "experts", "top_k")
+"""What a case of CollectiveX has fields for, or its name says."""
+IN_CASE = ("phase", "tokens", "token_counts", *SIZES, "ep_group", "repeat", "delayed_rank", "delay_us")
+"""What differs within a case; samples of repeats and of EP groups are of one distribution."""
+CASE = tuple(name for name in POINT_COLUMNS if name not in IN_CASE)
+
 
 @named_arguments
 def export(table: pd.DataFrame, path: str | os.PathLike, *, format: str) -> list[Path]:
@@ -48,7 +55,8 @@ def export(table: pd.DataFrame, path: str | os.PathLike, *, format: str) -> list
         The files.
 
     Raises:
-        RecordError: the samples have nothing that the schema holds, or were not all checked. Refused: no such format.
+        RecordError: the samples have nothing that the schema holds, were not all checked, or were measured in several
+            ways that the schema does not tell apart. Refused: no such format.
     """
     write = WRITERS[choose(format, WRITERS, "format")]
     if not table["checked"].isin(["exact", "bounded"]).all():
@@ -66,6 +74,7 @@ def _machine(table: pd.DataFrame) -> dict[str, object]:
 
 def _aiconfigurator(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:
     """`trtllm_alltoall_perf`: a row a phase, in milliseconds, of the kernel clock."""
+    table = _even(table)
     known = table["mode"].isin(KERNELS) & table["phase"].isin(PHASES) & table["format"].isin(DTYPES)
     chosen = table[known & (table["clock"] == "kernel") & (table["fabric"] == "nvlink")]
     if chosen.empty:
@@ -90,26 +99,47 @@ def _aiconfigurator(table: pd.DataFrame, path: Path, machine: Mapping[str, objec
         "distribution": medians["routing"],
         "latency": medians["p50_us"] / 1e3,
     }
+    made = pd.DataFrame(columns)
+    _require_distinct(medians, made.drop(columns="latency"))
     with replacing(path) as file:
-        pd.DataFrame(columns).to_parquet(file, engine="pyarrow", index=False)
+        made.to_parquet(file, engine="pyarrow", index=False)
     return [path]
+
+
+def _even(table: pd.DataFrame) -> pd.DataFrame:
+    """Samples of batches that one token count describes."""
+    return table[(table["token_counts"] == "equal") & (table["padding_rows"] == 0) & (table["replicas"] == 1)]
+
+
+def _require_distinct(points: pd.DataFrame, load: pd.DataFrame) -> None:
+    """Refuse points, a row each of `load`, that a reader of the file could not tell apart."""
+    for _, same in points.groupby(list(load.T.to_numpy()), sort=False, dropna=False):
+        varying = [name for name in POINT_COLUMNS if name in same.columns and same[name].nunique() > 1]
+        if varying:
+            values = "; ".join(f"{name} {', '.join(map(str, same[name].unique()))}" for name in varying)
+            raise RecordError(
+                f"one load was measured in several ways ({values}), which the schema does not tell apart: export them "
+                "to files of their own"
+            )
 
 
 def _collectivex(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:
     """`case-attempt` documents, one per mode, load and phase of serving."""
     eager = table[(table["clock"] == "eager") & table["phase"].isin(COMPONENTS) & (table["tokens"] > 0)]
     drawn = eager["routing"].map(lambda routing: routing.partition(":")[0] in {kind.label for kind in ROUTINGS})
-    eager = eager[drawn & (eager["token_counts"] == "equal") & (eager["padding_rows"] == 0) & (eager["replicas"] == 1)]
+    eager = _even(eager[drawn])
     if eager.empty:
         raise RecordError(
             "no eager samples of dispatch, combine or round: CollectiveX' components are fresh-entry latencies; record "
             "with --clock eager"
         )
+    varying = [name for name in CASE if name not in NAMED and eager[name].nunique() > 1]
     files = []
     for serving, part in eager.groupby(np.where(eager["tokens"] <= DECODE_TOKENS, "decode", "prefill"), sort=False):
-        cases = part.groupby(["mode", "ep_size", "format", "routing", "seed", "hidden", "experts", "top_k"], sort=False)
-        for _, case in cases:
-            document = _case(case, serving, machine)
+        for _, case in part.groupby(list(CASE), sort=False):
+            points = case.drop_duplicates(["tokens", *SIZES])
+            _require_distinct(points[["tokens", *SIZES]], points[["tokens"]])
+            document = _case(case, serving, machine, [f"{name}-{case[name].iloc[0]}" for name in varying])
             file = path / f"{document['identity']['case_id']}.json"
             with replacing(file, text=True) as out:
                 json.dump(document, out, indent=1, allow_nan=False)
@@ -117,7 +147,7 @@ def _collectivex(table: pd.DataFrame, path: Path, machine: Mapping[str, object])
     return files
 
 
-def _case(case: pd.DataFrame, serving: str, machine: Mapping[str, object]) -> dict[str, object]:
+def _case(case: pd.DataFrame, serving: str, machine: Mapping[str, object], ways: Sequence[str]) -> dict[str, object]:
     first = case.iloc[0]
     sku = re.sub(r"\W+", "-", re.sub(r"^\d+ x ", "", str(machine.get("device", "")))).lower()
     factors = {
@@ -134,8 +164,10 @@ def _case(case: pd.DataFrame, serving: str, machine: Mapping[str, object]) -> di
         "scale_up_transport": str(first["fabric"]),
         "topk": int(first["top_k"]),
     }
-    words = [sku, factors["backend"], factors["mode"], serving, f"ep{factors['ep']}", factors["routing"]]
-    name = re.sub(r"[^\w.-]+", "-", "-".join([*words, f"seed{first['seed']}", factors["precision"]]))
+    words = [sku, factors["backend"], factors["scale_up_transport"], factors["mode"], serving, f"ep{factors['ep']}"]
+    shape = [f"hidden{factors['hidden']}", f"experts{factors['experts']}", f"topk{factors['topk']}"]
+    drawn = [factors["routing"], f"seed{first['seed']}", factors["precision"]]
+    name = re.sub(r"[^\w.-]+", "-", "-".join([*words, *shape, *drawn, *ways]))
     return {
         "version": 1,
         "record_type": "case-attempt",

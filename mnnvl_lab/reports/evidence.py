@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import matplotlib as mpl
-
 from mnnvl_lab.reports import caveats, comparison, extras, machine, results
 from mnnvl_lab.reports.blocks import Block, bullets, joined, paragraph
 from mnnvl_lab.reports.inputs import SAMPLES, Source, read_sources
@@ -32,7 +30,6 @@ class Evidence:
         Raises:
             RecordError, Refused: see there.
         """
-        mpl.use("Agg")
         return cls(sources=read_sources(files), folder=folder)
 
     @property

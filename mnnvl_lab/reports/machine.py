@@ -111,6 +111,8 @@ def _measured(source: Source, part: Mapping[str, object]) -> list[str]:
     return [f"# {source.letter}, {source.name}", *where, said]
 
 
-def page_command(files: Sequence[str], out: str) -> str:
+def page_command(files: Sequence[str], out: str, *, question: str = "", template: str = "") -> str:
     """The command line that makes this page again."""
-    return shlex.join(["python", "-m", "mnnvl_lab", "report", *files, "--out", out])
+    options = {"--question": question, "--template": template}
+    given = [word for name, value in options.items() if value for word in (name, value)]
+    return shlex.join(["python", "-m", "mnnvl_lab", "report", *files, "--out", out, *given])

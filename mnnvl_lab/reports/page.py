@@ -22,7 +22,7 @@ def page_of(notebook: nbformat.NotebookNode, numbers: Mapping[str, object], *, t
     """The notebook's prose and outputs, its numbers and letters in one file; no code runs in it, nothing is fetched."""
     body = anchored(_body(notebook))
     style = resources.files("mnnvl_lab.reports").joinpath("page.css").read_text(encoding="utf-8")
-    data = json.dumps(numbers, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    data = json.dumps(numbers, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     head = [
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',

@@ -84,7 +84,8 @@ def report(
     with TemporaryDirectory(prefix="mnnvl_lab-report-") as made:
         folder = Path(made)
         given = {"files": [str(Path(path).resolve()) for path in paths], "out": str(folder)}
-        given |= {"command": page_command(paths, str(out)), **({"question": question} if question else {})}
+        asked = page_command(paths, str(out), question=question, template=os.fspath(template or ""))
+        given |= {"command": asked, **({"question": question} if question else {})}
         executed = _executed(notebook, given, folder / f"{NAME}.ipynb")
         page = _write_page(executed, evidence, folder)
         note = _printed(page, folder) if pdf else "not asked for"
@@ -185,6 +186,7 @@ def _printed(page: Path, folder: Path) -> str:
 def _move(folder: Path, out: Path) -> None:
     """Everything that was made into the folder that was asked for, the page last."""
     out.mkdir(parents=True, exist_ok=True)
+    (out / f"{NAME}.pdf").unlink(missing_ok=True)  # an earlier page's must not stand beside this one
     for path in sorted(folder.rglob("*"), key=lambda path: path.suffix == ".html"):
         if path.is_file():
             target = out / path.relative_to(folder)
