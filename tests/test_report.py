@@ -166,6 +166,7 @@ class TestSections:
             "Comparison",
             "What the data cannot say",
             "Repeat it",
+            "The numbers, for programs",
         ]
 
     def test_none_appears_without_its_data(self, tmp_path):
@@ -180,6 +181,7 @@ class TestSections:
             "Memory, predicted",
             "What the data cannot say",
             "Repeat it",
+            "The numbers, for programs",
         ]
         assert "no eager clock" in made.html.read_text(encoding="utf-8")
 
