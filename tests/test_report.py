@@ -302,13 +302,13 @@ def test_prose_and_order_are_the_templates(tmp_path):
     notebook.cells = [
         *notebook.cells[:2],
         nbformat.v4.new_markdown_cell("## Mine\n\nOwn *words*."),
-        *notebook.cells[-2:],
+        *notebook.cells[-3:],
     ]
     nbformat.write(notebook, tmp_path / "mine.ipynb")
     source = records.save(small(), tmp_path / "small.parquet")
     made = lab.report(source, out=tmp_path / "out", template=tmp_path / "mine.ipynb", pdf=False)
     page = Page(made.html.read_text(encoding="utf-8"))
-    assert page.heads == ["Mine", "Repeat it"]
+    assert page.heads == ["Mine", "Repeat it", "The numbers, for programs"]
 
 
 def test_files_without_a_common_point_say_why(tmp_path):
