@@ -170,8 +170,11 @@ class TestWaiting:
         assert kernel_wait_limit_s("one_sided", 2.0) == 300
         assert kernel_wait_limit_s("one_sided", 1.98) == pytest.approx(303.03, abs=0.01)
         assert kernel_wait_limit_s("two_sided", 1.98) == float("inf")
-        with pytest.raises(Refused, match="clock_ghz is 0"):
-            kernel_wait_limit_s("one_sided", 0)
+        for clock in (0, True, float("nan"), "2"):
+            with pytest.raises(Refused, match="clock_ghz is "):
+                kernel_wait_limit_s("one_sided", clock)
+        with pytest.raises(Refused, match="mode of FlashInfer's kernels 'pico' is not known"):
+            kernel_wait_limit_s("pico", 2.0)
 
     def test_that_limit_stands_in_the_source(self):
         if (flashinfer := find_spec("flashinfer")) is None:

@@ -244,7 +244,7 @@ class TestRefusals:
         assert (out / "mine.txt").read_text() == "kept"
         assert (out / "write-up.html").exists()
 
-    @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "foreign", "knobs"])
+    @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "foreign", "knobs", "memory", "links"])
     def test_a_file_that_is_no_record_is_named_before_anything_is_written(self, kind, tmp_path, capsys):
         path = tmp_path / "bad.parquet"
         content = PAIR.read_bytes()
@@ -252,6 +252,8 @@ class TestRefusals:
             load_recorded("h100x2_nvlink_ep2_bf16").head().to_csv(path)
         elif kind == "knobs":
             path = DATA / "h100x2_nvlink_ep2_knobs.parquet"
+        elif kind in ("memory", "links"):  # says so, and has none of its columns
+            records.save_auxiliary(small(), path, kind=kind)
         elif kind != "missing":
             path.write_bytes({"empty": b"", "text": b"hello", "truncated": content[: len(content) // 2]}[kind])
         assert main(["report", str(PAIR), str(path), "--out", str(tmp_path / "out")]) == 2

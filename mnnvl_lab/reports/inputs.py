@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -18,8 +19,14 @@ from mnnvl_lab.records.files import KIND, naming, read
 from mnnvl_lab.records.table import parts_of
 
 SAMPLES = "samples"
-KINDS = (SAMPLES, "memory", "links")
-"""What a write-up can show: samples of a sweep, a memory ledger, rates of links."""
+KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        SAMPLES: (),
+        "memory": ("rank", "step", "used_bytes", "change_bytes", "predicted_bytes", "mode", "ep_size", "tokens"),
+        "links": ("quantity", "direction", "moved_bytes", "iteration", "latency_us"),
+    }
+)
+"""What a write-up can show: samples of a sweep, a memory ledger, rates of links; the columns that it needs of each."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -84,6 +91,8 @@ def _read(letter: str, path: str) -> Source:
     with naming(path, content):
         kind = _kind(content)
     table = load(path) if kind == SAMPLES else records.load_auxiliary(path, kind=kind)
+    if missing := [name for name in KINDS[kind] if name not in table.columns]:
+        raise RecordError(f"{path}: says that it holds {kind}, without the column {', '.join(missing)}; leave it out")
     digest = hashlib.sha256(content).hexdigest()
     return Source(letter=letter, name=Path(path).name, path=path, kind=kind, table=table, sha256=digest)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd, inf, lcm
-from numbers import Real
 
-from mnnvl_lab.errors import Refused, shown
+from mnnvl_lab.arguments import is_real
+from mnnvl_lab.errors import Refused, choose, shown
 from mnnvl_lab.exchange import COMBINE_BYTES, ExchangeShape
 from mnnvl_lab.model import require_format
 from mnnvl_lab.workspace.two_sided import FIFO_ENTRY_BYTES, PACKET_BYTES, PACKET_DATA_BYTES
@@ -53,11 +53,12 @@ def kernel_wait_limit_s(mode: str, clock_ghz: float) -> float:
         clock_ghz: at which the multiprocessors run, such as 1.98 on an H100.
 
     Raises:
-        Refused: the clock is no positive number.
+        Refused: the clock is no positive number, or a mode has no kernels of FlashInfer.
     """
-    if not isinstance(clock_ghz, Real) or not 0 < clock_ghz < inf:
+    if not is_real(clock_ghz) or not 0 < clock_ghz < inf:
         raise Refused(f"clock_ghz is {shown(clock_ghz)}: it must be a positive number; pass GHz, such as 1.98")
-    return ONE_SIDED_WAIT_CYCLES / (clock_ghz * 1e9) if mode == "one_sided" else inf
+    chosen = choose(mode, ("one_sided", "two_sided"), "mode of FlashInfer's kernels")
+    return ONE_SIDED_WAIT_CYCLES / (clock_ghz * 1e9) if chosen == "one_sided" else inf
 
 
 def expert_multiple(mode: str, ep_size: int) -> int:
