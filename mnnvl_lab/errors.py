@@ -88,7 +88,7 @@ class Hang(RankTimeout):
 
     Args:
         rank, phase, cause, report: as `RankError`; the rank is the one that never arrived, where that is known.
-        verdict: what every rank showed and who waits for whom (`mnnvl_lab.hang.HangReport`).
+        hang_report: what every rank showed and who waits for whom (`mnnvl_lab.hang.HangReport`).
     """
 
     def __init__(self, *, rank: int, phase: str, cause: str, hang_report: Any, report: str = ""):

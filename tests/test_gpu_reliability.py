@@ -52,13 +52,13 @@ def test_a_rank_that_stays_away_is_named_beside_the_spinning_kernel(ranks, mode,
     with pytest.raises(Hang) as caught:
         ranks.run(hangs.stay_away, point, culprits=1, phase=phase, round_limit_s=LIMIT_S)
     assert time.monotonic() - began_s < LIMIT_S + 1 + 1  # a second for the rounds before it
-    verdict = caught.value.verdict
-    assert verdict.culprits == (1,)
-    assert [snapshot.trouble for snapshot in verdict.snapshots.values()] == ["", ""]
+    report = caught.value.hang_report
+    assert report.culprits == (1,)
+    assert [snapshot.trouble for snapshot in report.snapshots.values()] == ["", ""]
     if mode == "one_sided":
         epoch = {"dispatch": 7, "combine": 8}[phase]
-        assert verdict.snapshots[0].epoch == epoch
-        assert verdict.snapshots[0].flags[f"{phase}_completion_flags"].tolist() == [epoch, epoch - 2]
+        assert report.snapshots[0].epoch == epoch
+        assert report.snapshots[0].flags[f"{phase}_completion_flags"].tolist() == [epoch, epoch - 2]
     assert "in stay_away" in caught.value.report
     assert len(ranks.run(measure_point, point, timeout_s=FIRST_S)) == 2
 

@@ -269,7 +269,7 @@ def compile_only(job: tuple) -> None:
     """One step's kernels, with arguments of the right types in place of memory."""
     import torch
 
-    from mnnvl_lab.transport import pico
+    from mnnvl_lab.transport.pico import launch as pico
 
     layout, capacity, count, step = job
     torch.cuda.set_device(0)

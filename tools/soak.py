@@ -114,7 +114,7 @@ def hangs(fabric: str, size: int, share: float, seed: int) -> Iterator[Row]:
             how = {"absent": culprits, "phase": phase, "rounds": 1, "round_limit_s": ROUND_LIMIT_S}
             hang, took_s = _error_of(ranks, hang_faults.stay_away, point, **how)
             assert isinstance(hang, Hang), hang
-            assert hang.verdict.culprits == (culprits,), hang
+            assert hang.hang_report.culprits == (culprits,), hang
             beyond_s = took_s - ROUND_LIMIT_S
             yield {"fault": f"a rank stays away from {phase}", "mode": mode, "seconds": beyond_s}
 

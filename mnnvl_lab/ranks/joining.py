@@ -65,7 +65,7 @@ class Joining:
             Refused: the layout has no room.
         """
         self._pool.recover()
-        if self._fabric == "shared_gpu" and not self._sharing.suits(placement.ranks_per_gpu):
+        if self._fabric == "shared_gpu" and self._needs_daemon(placement):
             self._pool.kill(self._pool.processes)
             self._sharing.change(placement.ranks_per_gpu)
         if not self._cluster.fits(layout):
@@ -77,6 +77,14 @@ class Joining:
             self._leave()
             self._start(self._pool.missing(layout.world_size), layout)
         self._init_groups(layout, placement)
+
+    def _needs_daemon(self, placement: Placement) -> bool:
+        """Whether ranks need another MPS daemon, and so other processes: for another share, or after a death.
+
+        A client that ends with work outstanding leaves MPS undefined ("Multi-Process Service", Program Termination):
+        its server may take no other clients ("CUDA-capable device(s) is/are busy or unavailable").
+        """
+        return bool(self._pool.missing(0)) or not self._sharing.suits(placement.ranks_per_gpu)
 
     def make_ready(self, layout: Layout, placement: Placement, *, renew: bool) -> None:
         """Bring up the ranks for a call, if anything is missing; with `renew` also those that are known to be dead."""
