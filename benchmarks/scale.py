@@ -1,7 +1,8 @@
 """What many ranks cost on a small machine: start, groups, one checked round, close; seconds and memory per rank.
 
     python -m benchmarks.scale --ranks 64 128
-    python -m benchmarks.scale --ranks 64 --launcher slurm    # on a cluster, or under `python -m tools.clusters slurm`
+    python -m benchmarks.scale --ranks 64 128 --launcher slurm --nodes 2
+    python -m tools.clusters slurm --cpus 64    for the latter, where there is no cluster
 
 An EP group has at most 64 ranks, as the kernels allow: 128 ranks are two pipeline stages.
 """
@@ -23,10 +24,10 @@ LIMIT_S = 400
 GROUP = 64
 
 
-def layout_of(ranks: int) -> Layout:
+def layout_of(ranks: int, nodes: int) -> Layout:
     """TP 8 x DP within groups of at most 64 ranks, in as many pipeline stages as that takes."""
     stages = -(-ranks // GROUP)
-    return Layout(tp=8, dp=ranks // stages // 8, pp=stages)
+    return Layout(tp=8, dp=ranks // stages // 8, pp=stages, gpus_per_node=-(-ranks // nodes))
 
 
 def costs(layout: Layout, *, launcher: str) -> Iterator[tuple[str, float, str]]:
@@ -56,9 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 128], help="multiples of 8")
     parser.add_argument("--launcher", default="local")
+    parser.add_argument("--nodes", type=int, default=1, help="over which a launcher spreads them")
     options = parser.parse_args(arguments)
     for ranks in options.ranks:
-        layout = layout_of(ranks)
+        layout = layout_of(ranks, options.nodes)
         print(f"{layout.world_size} ranks, EP groups of {layout.ep_size}, launcher {options.launcher}", flush=True)
         for name, value, unit in costs(layout, launcher=options.launcher):
             print(f"  {name:50} {value:8.1f} {unit}", flush=True)

@@ -6,6 +6,7 @@ import pytest
 
 from mnnvl_lab.transport.pico import steps
 from mnnvl_lab.transport.pico.launch import COUNTED_TOKENS, MOST_SPLIT, PULLED_TOKENS, Tuning, power_of_two
+from tools.pico_stress import SIZES
 
 TARGETS = [[0, 1], [1, 1], [1, 0]]
 
@@ -48,6 +49,22 @@ def test_the_recorded_ladder_is_below_flashinfer_at_every_size():
     fastest = steps.fastest(steps.ladder())
     assert list(fastest.index) == [2**n for n in range(13)]
     assert (fastest["pico"] < fastest["FlashInfer"]).all()
+
+
+def test_only_pairs_push_and_only_in_large_rounds():
+    pushing = {
+        (tokens, ranks)
+        for tokens in (1, 128, 2048, 4096, 8192)
+        for ranks in (1, 2, 4, 8)
+        if Tuning.of(tokens, ranks).pushers
+    }
+    assert {ranks for _, ranks in pushing} == {1, 2}
+    assert {tokens for tokens, _ in pushing} == {4096, 8192}
+
+
+def test_the_stress_takes_every_way_through_the_kernels():
+    taken = {(tuning.count, bool(tuning.pushers)) for tuning in map(Tuning.of, SIZES)}
+    assert taken == {(True, False), (False, False), (False, True)}
 
 
 @pytest.mark.parametrize("tuning", [Tuning.of, Tuning.interpreted])

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from mnnvl_lab.cli.arguments import whole_in
 from tools.arguments import run_tool, tool_parser
 
 LOOPBACK = "127.0.0.1"
@@ -405,10 +406,14 @@ def _marked(process: psutil.Process, token: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = tool_parser("tools.clusters", __doc__)
     parser.add_argument("kind", choices=("slurm", "ssh"), help="what to start")
-    kind = parser.parse_args(arguments).kind
+    parser.add_argument(
+        "--cpus", type=whole_in(1, 512), default=4, metavar="N", help="per Slurm node (default %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    kind = options.kind
     if reason := missing(kind):
         raise argparse.ArgumentTypeError(reason)
-    with slurm() if kind == "slurm" else ssh() as cluster:
+    with slurm(cpus=options.cpus) if kind == "slurm" else ssh() as cluster:
         if kind == "slurm":
             print("".join(f"export {name}={value}\n" for name, value in cluster.env.items()), end="")
         else:

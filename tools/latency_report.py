@@ -208,6 +208,8 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
             syllabus.syllabus_notebooks,
             two_cards.two_cards,
             two_cards.h200_errors,
+            two_cards.four_gpus,
+            two_cards.four_gpus_errors,
         )
     }
 )

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from mnnvl_lab import datasets, link_rates, records
+from mnnvl_lab.analysis import latency_model as lm
 from mnnvl_lab.exchange import ExchangeShape
 from mnnvl_lab.hardware import require_gpu
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.model import require_model
 from mnnvl_lab.plots.tables import memory_table
-from tools import link_budget, report_data, tuning
+from tools import link_budget, report_data, tuning, two_cards
 
 SPAN = re.compile(r"<!--(?P<key>[a-z_]+(?: [^>]*?)?)-->(?P<text>[^<]*)<!--/-->")
 GIVEN = "given"
@@ -134,6 +135,12 @@ def predicted(mode: str, ep_size: str, tokens: str, form: str = "bf16") -> float
     return float(table.loc[(mode, int(tokens), form), "predicted_us"])
 
 
+def of_four(modes: str, statistic: str) -> float:
+    """Per cent by which the predictions for four GPUs missed: the worst `median` or `worst` of the modes named."""
+    score = lm.score(two_cards.compared_of_four())
+    return float(score.loc[score["mode"].isin(modes.split(",")), f"{statistic}_percent"].max())
+
+
 def moved(mode: str) -> float:
     """Per cent by which the latest predictions differ from the first ones at most."""
     sizes = [report_data.moved(ep_size).groupby("mode")["size"].max()[mode] for ep_size in report_data.PREDICTED]
@@ -196,6 +203,7 @@ NUMBERS: Mapping[str, Callable[..., float]] = MappingProxyType(
             loss,
             median,
             moved,
+            of_four,
             plan_gib,
             predicted,
             repeat,

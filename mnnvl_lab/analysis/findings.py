@@ -31,7 +31,7 @@ def kept(name: str, folder: Path = FOLDER) -> Iterator[tuple[dict, list[dict]]]:
 def machines(name: str, folder: Path = FOLDER) -> list[str]:
     """What the files were recorded on, a line for each kind of machine."""
     lines = [
-        f"{len(about['gpus'])} x {about['gpus'][0].split(',')[0]}, driver {about['gpus'][0].split(', ')[1]}, "
+        f"{about['gpus_used']} x {about['gpus'][0].split(',')[0]}, driver {about['gpus'][0].split(', ')[1]}, "
         f"torch {about['torch']}, CUDA {about['cuda']}, flashinfer-python {about['flashinfer']}, "
         f"{about['created_at'][:10]}"
         for about, _ in kept(name, folder)

@@ -22,6 +22,15 @@ POLL_S = 0.5
 COMMAND_LIMIT_S = 30.0
 FINAL_STATE_S = 10.0  # for a job that ends to say how: its nodes are cleaned up first
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+HOPELESS = (
+    "PartitionConfig",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "BadConstraints",
+    "InvalidAccount",
+    "InvalidQOS",
+)
+"""Reasons for which a job waits until somebody changes it or the cluster ("JOB REASON CODES" of squeue's manual)."""
 ENDING = ("COMPLETING", "STOPPED", "SIGNALING")
 FIXED = ("--parsable", "--no-requeue", "--export=NONE", "--output=/dev/null", "--chdir=/")
 SHORT = {"-N": "--nodes", "-n": "--ntasks"}
@@ -55,6 +64,11 @@ class JobState:
     @property
     def waits(self) -> bool:
         return self.state in WAITING
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no waiting lets it start."""
+        return self.waits and self.fields.get("Reason") in HOPELESS
 
     def __str__(self) -> str:
         """Such as `job 17 pending (Resources)` or `job 17 timeout (TimeLimit) after 00:01:02 of 00:01:00 on n[1-2]`."""
@@ -153,12 +167,14 @@ class Allocation:
             watch: told every state on the way.
 
         Raises:
-            RankTimeout: it still waits at the deadline; RankDied: it ended instead. However this ends before the job
-                runs, an interrupt included, the job is cancelled.
+            Refused: it can never start. RankTimeout: it still waits at the deadline. RankDied: it ended instead.
+                However this ends before the job runs, an interrupt included, the job is cancelled.
         """
         try:
             while not (state := self.state()).runs:
                 watch(state)
+                if state.hopeless:
+                    raise Refused(_never(state))
                 if not state.waits and state.state not in ENDING:
                     raise RankDied(rank=0, phase="start", cause=f"Slurm's {state}")
                 if time.monotonic() > deadline:
@@ -310,6 +326,15 @@ def _too_long(state: JobState) -> str:
     return (
         f"Slurm's {state} still waits after start_timeout_s, so it was cancelled; raise start_timeout_s to what the "
         "queue may take, or ask for less (squeue and sinfo show what is in use)"
+    )
+
+
+def _never(state: JobState) -> str:
+    nodes, partition = state.fields.get("NumNodes", "?").partition("-")[0], state.fields.get("Partition", "?")
+    return (
+        f"Slurm's {state} can never start: it asks for {nodes} nodes of partition {partition}, which has not so many "
+        "or does not allow them; use a layout with another gpus_per_node, or another queue or timelimit in "
+        "launcher_options (sinfo shows what there is)"
     )
 
 

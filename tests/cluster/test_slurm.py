@@ -176,6 +176,14 @@ def test_what_slurm_does_not_take_is_refused_at_once(slurm, options, words):
         start(launcher_options={"SlurmEngineSetLauncher": options})
 
 
+def test_a_job_that_can_never_start_is_refused_at_once_and_cancelled(slurm):
+    with pytest.raises(
+        Refused, match=r"pending \(PartitionConfig\) can never start: it asks for 4 nodes of partition lab"
+    ):
+        start(Layout(tp=2, dp=2, gpus_per_node=1))
+    await_empty_queue(slurm)
+
+
 def test_the_doctor_finds_the_cluster_without_a_job(slurm, capsys):
     assert main(["doctor", "--launcher", "slurm"]) == 0
     told = capsys.readouterr().out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnnvl_lab.exchange import Batch, Handle, Received
 from mnnvl_lab.transport.flashinfer.base import FlagReader, FlashInferTransport, ReceivedViews
-from mnnvl_lab.transport.pico.launch import KERNEL_MESSAGE, PicoLaunch, PicoWorkspace
+from mnnvl_lab.transport.pico.launch import KERNEL_MESSAGE, PicoLaunch, PicoWorkspace, Tuning
 from mnnvl_lab.transport.validation import require_ep_workspace
 from mnnvl_lab.workspace.mnnvl import split_regions
 
@@ -27,7 +28,7 @@ class GpuPico(PicoLaunch, FlashInferTransport):
 
         require_ep_workspace(self.rank, self.exchange, phase="open", kernel_message=KERNEL_MESSAGE)
         self._kernels, self.workspace = kernels, PicoWorkspace.of(self.exchange)
-        self.pdl = not self.exchange.without_pdl
+        self.pdl, self.tuning = not self.exchange.without_pdl, partial(Tuning.of, ep_size=self.ep_size)
         self._memory = self._allocate(self.workspace.total_bytes)
         self._base, self._stride = self._memory.rows.data_ptr(), self._memory.rows.stride(0)
         self._flags = self.workspace.regions[:6]

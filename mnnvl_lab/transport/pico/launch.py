@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 COUNTED_TOKENS = 64  # rounds of up to so many tokens per rank count their slots and need no atomics
-PULLED_TOKENS = 3072  # rounds of up to so many tokens per rank pull
+PULLED_TOKENS = 3072  # rounds of up to so many tokens per rank pull; larger ones push between two ranks
 MOST_SPLIT = 8
 TREE_TOP_K = (1, 2, 4, 6, 8, 10, 16, 22)  # FlashInfer's combine adds up the slots of other top_k from the left
 WORD_BYTES = 4  # rows move in words of this size where they can
@@ -48,15 +48,19 @@ class Tuning:
     combine_warps: int = 8
 
     @classmethod
-    def of(cls, runtime_max_tokens: int) -> Tuning:
-        """What was fastest on two pairs of H200 (`data/pico`)."""
+    def of(cls, runtime_max_tokens: int, ep_size: int = 2) -> Tuning:
+        """What was fastest on two pairs of H200, and within 0.5 % of it on a pair of H100 (`data/pico`).
+
+        With four ranks pushing was slower than FlashInfer's pull (`data/h100x4_nvlink_ep4_bf16.parquet`, 4096 tokens
+        and more), so larger groups pull at any size.
+        """
         if runtime_max_tokens <= COUNTED_TOKENS // 2:
             return cls(dispatch_split=4, combine_split=4, dispatch_warps=4, combine_warps=4)
         if runtime_max_tokens <= COUNTED_TOKENS:
             return cls(dispatch_split=2, combine_split=2)
         if runtime_max_tokens <= 192:
             return cls(count=False, combine_split=2)
-        if runtime_max_tokens <= PULLED_TOKENS:
+        if runtime_max_tokens <= PULLED_TOKENS or ep_size > 2:
             return cls(count=False, combine_warps=4)
         return cls(count=False, pushers=528, dispatch_warps=16)
 
