@@ -7,9 +7,10 @@ import pytest
 
 from mnnvl_lab.course import answer, exercises
 from tools import notebooks as tool
-from tools.notebook_editions import solved, student_edition, written
+from tools.notebook_editions import gpu_copy, solved, student_edition, written
 
-PATHS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+ROOT = Path(__file__).parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def notebook(*cells):
@@ -84,3 +85,35 @@ def test_both_editions_are_written_and_the_solutions_executed(tmp_path, capsys):
     assert student.cells[1].source == ASKING[1]
     assert "Right: 8" in teacher.cells[1].outputs[0].data["text/plain"]
     assert not list((tmp_path / "solutions").glob("course-progress*"))
+
+
+class TestCopiesOfGpuRuns:
+    def test_the_first_lines_say_where_it_ran_and_outputs_stay(self):
+        ran = notebook(("text", "# What is it?\n\nText."), ("code", "1"))
+        copied = gpu_copy(ran, "two H100s", home=Path("/a/notebooks"), out=Path("/a/docs/gpu"))
+        lines = copied.cells[0].source.splitlines()
+        assert lines[0] == "# What is it? (on GPUs)"
+        assert "Executed on two H100s." in lines[2]
+        assert lines[-1] == "Text."
+        assert copied.cells[1].outputs == ran.cells[1].outputs
+
+    def test_links_lead_where_they_led(self):
+        text = "# A\n[g](../docs/glossary.md#ep), [n](01-a.ipynb), [d](../data/README.md), [o](https://x.org/a.md)"
+        copied = gpu_copy(notebook(("text", text)), "GPUs", home=Path("/a/notebooks"), out=Path("/a/docs/gpu"))
+        assert copied.cells[0].source.splitlines()[-1] == (
+            "[g](../glossary.md#ep), [n](../../notebooks/01-a.ipynb), [d](../../data/README.md), [o](https://x.org/a.md)"
+        )
+
+    def test_those_that_are_kept_differ_from_their_notebook_in_the_fabric_alone(self):
+        kept = sorted((ROOT / "docs" / "gpu").glob("*.ipynb"))
+        assert kept
+        for path in kept:
+            here, there = (
+                [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+                for file in (ROOT / "notebooks" / path.name, path)
+            )
+            assert [
+                line for a, b in zip(here, there, strict=True) for line in set(b.splitlines()) - set(a.splitlines())
+            ] == ['FABRIC = "nvlink"  # or "shared_gpu", "nvlink"'], (
+                f"{path.name}: the notebook changed since; run it on GPUs again, or remove the copy"
+            )

@@ -418,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("".join(f"export {name}={value}\n" for name, value in cluster.env.items()), end="")
         else:
             print(f"launcher_options={cluster.options(2)}")
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the first
+            signal.signal(number, signal.default_int_handler)
         print("Ctrl-C ends the cluster.", flush=True)
         with suppress(KeyboardInterrupt):
             signal.pause()

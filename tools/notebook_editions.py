@@ -1,4 +1,4 @@
-"""Notebooks for a class: the students' edition without outputs and answers, the teacher's with every answer filled in.
+"""Copies of notebooks: the students' without outputs and answers, the teacher's with every answer, those run on GPUs.
 
 The answers are the package's (`mnnvl_lab.course`); no notebook holds any. In the students' edition the paragraphs that
 follow a question, which discuss its answer, are folded until the student unfolds them.
@@ -7,6 +7,7 @@ follow a question, which discuss its answer, are folded until the student unfold
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ NO_GUESS = "guess = None"
 NEXT_PART = re.compile(r"^(?=## |\*\*(?:Question \d+|[A-Z])\b)", re.MULTILINE)
 SUMMARY = "After your guess"
 CLOSING = "## The answer"
+HOME = Path(__file__).resolve().parents[1] / "notebooks"
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
 def student_edition(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -116,3 +119,28 @@ def _write(notebook: nbformat.NotebookNode, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
+
+
+def gpu_copy(notebook: nbformat.NotebookNode, ran_on: str, *, home: Path, out: Path) -> nbformat.NotebookNode:
+    """A copy of a notebook that was executed on GPUs, as it came out, to be kept elsewhere.
+
+    Args:
+        ran_on: the GPUs and the day, such as `four H100s over NVLink, 2026-11-26`; named in title and first lines.
+        home: folder that its links start from. out: folder in which the copy is kept.
+    """
+    copied = scrub(copy.deepcopy(notebook))
+    for cell in copied.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(lambda m: f"]({os.path.relpath(home / m[1], out)}", cell.source)
+    title, _, rest = copied.cells[0].source.partition("\n")
+    note = f"*Executed on {ran_on}. Nothing else differs from the notebook of that name but `FABRIC`.*"
+    copied.cells[0].source = f"{title} (on GPUs)\n\n{note}\n{rest}"
+    return copied
+
+
+def write_gpu_copy(path: Path, ran_on: str, out: Path) -> Path:
+    """Write `gpu_copy` of an executed notebook into `out`, made where missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    copied = gpu_copy(nbformat.read(path, as_version=4), ran_on, home=HOME, out=out.resolve())
+    nbformat.write(copied, out / path.name)
+    return out / path.name

@@ -6,6 +6,7 @@ python -m tools.notebooks refresh notebooks/[0-9]*.ipynb                        
 python -m tools.notebooks check notebooks/[0-9]*.ipynb                             # fresh run against kept outputs
 python -m tools.notebooks student --out class                                      # without outputs and answers
 python -m tools.notebooks solutions --out answers                                  # answers filled in, executed
+python -m tools.notebooks keep --ran-on "two H100s" out/02*.ipynb                  # a run on GPUs, for the site
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tempfile import TemporaryDirectory
 import nbformat
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from tools.notebook_editions import write_solutions, write_student
+from tools.notebook_editions import write_gpu_copy, write_solutions, write_student
 from tools.notebook_outputs import scrub, stderr_of
 from tools.notebook_runs import ANSI, CELL_TIMEOUT_S, execute, problems, read, run_all, started
 
@@ -133,7 +134,14 @@ def solutions(paths: list[Path], out: Path) -> None:
         print(write_solutions(path, out), flush=True)
 
 
-COMMANDS = {function.__name__: function for function in (run, refresh, check, student, solutions)}
+def keep(paths: list[Path], ran_on: str, out: Path) -> None:
+    """Keep notebooks that `run` executed on GPUs, for the site: links fit the folder, the first lines say where."""
+    for path in paths:
+        print(write_gpu_copy(path, ran_on, out), flush=True)
+
+
+COMMANDS = {function.__name__: function for function in (run, refresh, check, student, solutions, keep)}
+GPU_COPIES = Path(__file__).parents[1] / "docs" / "gpu"
 EDITIONS = ("student", "solutions")
 ALL = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -147,6 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("paths", type=Path, **several)
         if name in EDITIONS:
             command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, made where missing")
+        if function is keep:
+            command.add_argument("--ran-on", required=True, metavar="WORDS", help="the GPUs and the day")
+            command.add_argument("--out", type=Path, default=GPU_COPIES, metavar="DIR", help="default docs/gpu")
         if function is run:
             command.add_argument("--out", type=Path, default=Path("out"))
             command.add_argument("--fabric", default="host", help="host, shared_gpu or nvlink")

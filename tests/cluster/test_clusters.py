@@ -1,6 +1,9 @@
 """The clusters that the other tests run on: they come up, run something on each node, and leave nothing behind."""
 
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -39,3 +42,18 @@ def test_two_hosts_answer_over_ssh_to_their_key_alone():
             command[command.index("-i") + 1] = "/dev/null"
             assert subprocess.run(command, capture_output=True, text=True).returncode == 255
     assert left_behind() <= before
+
+
+@pytest.mark.skipif(bool(clusters.missing("slurm")), reason=clusters.missing("slurm") or "never")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_the_command_ends_its_cluster_on_either_signal(number):
+    before = left_behind()
+    command = [sys.executable, "-m", "tools.clusters", "slurm"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        told = [started.stdout.readline(), started.stdout.readline()]
+        assert left_behind() - before
+        started.send_signal(number)
+        assert started.wait(30) == 0
+    directory = Path(told[0].strip().partition("=")[2]).parent
+    assert left_behind() <= before
+    assert not directory.exists()
