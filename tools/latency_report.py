@@ -28,6 +28,7 @@ from tools import link_budget, page_numbers, predict, syllabus, tuning, two_card
 from tools.arguments import run_tool, tool_parser
 from tools.pages import DOCS, markdown, save_figure
 from tools.report_data import (
+    BARE,
     PAIR,
     PREDICTED,
     bare_table,
@@ -184,7 +185,9 @@ def _bandwidths(point: pd.Series, tokens: int) -> Mapping[str, float]:
 def bare() -> str:
     """FlashInfer's classes in a bare loop beside the lab's medians."""
     renamed = {"latency_us": "bare loop (µs)", "lab": "lab (µs)"}
-    return markdown(bare_table().rename(columns=renamed), digits=1)
+    tables = [bare_table(card).assign(card=card) for card in BARE]
+    columns = ["card", *tables[0].columns.drop("card")]
+    return markdown(pd.concat(tables)[columns].rename(columns=renamed), digits=1)
 
 
 PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -57,12 +58,16 @@ def unseen_errors() -> pd.DataFrame:
     return pd.DataFrame(predict.errors(unseen()))
 
 
+BARE = MappingProxyType({"H100": ("bare_flashinfer", PAIR), "H200": ("bare_flashinfer_h200", "h200x2_nvlink_ep2_bf16")})
+"""By card: medians of the bare loop, and the lab's record. For the H200 they are of two machines."""
+
+
 @cache
-def bare_table() -> pd.DataFrame:
+def bare_table(card: str = "H100") -> pd.DataFrame:
     """FlashInfer's classes in a bare loop beside the lab's medians: `mode, tokens, latency_us, lab`, and the ratio."""
-    path = datasets.DATA / "bare_flashinfer.json"
-    bare_us = pd.DataFrame(json.loads(path.read_text())["medians"])
-    samples = datasets.load_recorded(PAIR).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
+    name, record = BARE[card]
+    bare_us = pd.DataFrame(json.loads((datasets.DATA / f"{name}.json").read_text())["medians"])
+    samples = datasets.load_recorded(record).query("clock == 'graph' and phase == 'round' and routing == 'uniform'")
     lab_us = records.summary(samples).set_index(["mode", "tokens"])["p50_us"].rename("lab")
     table = bare_us.set_index(["mode", "tokens"]).join(lab_us).reset_index()
     return table.assign(**{"lab over bare (%)": 100 * (table["lab"] / table["latency_us"] - 1)})
