@@ -60,11 +60,17 @@ def ladder() -> tuple[Step, ...]:
         Step(name="pull in 2 parts", settings=atomics | {"combine_split": 2}, least=32, most=2048),
         Step(name="pull with 4 warps", settings=atomics | {"combine_warps": 4}, least=32),
         Step(name="put with 16 warps", settings=atomics | {"dispatch_warps": 16}, least=128),
+        *(_pulled(parts, warps, put) for parts, warps, put in PULLED),
         *(_pushers(*numbers) for numbers in PUSHERS),
     )
 
 
-PUSHERS = ((264, 8, 16), (528, 8, 8), (528, 8, 16), (792, 8, 16), (1056, 8, 16), (1056, 4, 16), (2112, 4, 16))
+PULLED = ((1, 4, 16), (2, 4, 8), (2, 8, 16), (4, 4, 8), (4, 4, 16))
+PUSHERS = (
+    *((264, 8, 16), (528, 8, 8), (528, 8, 16), (792, 8, 16), (1056, 8, 16), (1056, 4, 16), (2112, 4, 16)),
+    *((396, 8, 16), (528, 4, 16), (264, 16, 16), (528, 8, 16, 2), (264, 8, 16, 2), (264, 8, 16, 4)),
+)
+"""Programs that push, warps of combine and of dispatch, rows per flag. Those of the second line were not tried yet."""
 
 
 def _parts(count: int, warps: int) -> dict:
@@ -76,9 +82,15 @@ def _split(count: int, warps: int) -> Step:
     return Step(name=f"counted, in {count} parts", settings=_parts(count, warps), most=64)
 
 
-def _pushers(count: int, warps: int, dispatch_warps: int) -> Step:
-    settings = {"count": False, "pushers": count, "combine_warps": warps, "dispatch_warps": dispatch_warps}
-    return Step(name=f"{count} pushers of {warps} warps, {dispatch_warps} put", settings=settings, least=1024)
+def _pulled(parts: int, warps: int, put: int) -> Step:
+    settings = {"count": False, "combine_split": parts, "combine_warps": warps, "dispatch_warps": put}
+    return Step(name=f"pull in {parts} parts of {warps} warps, {put} put", settings=settings, least=64)
+
+
+def _pushers(count: int, warps: int, put: int, chunk: int = 1) -> Step:
+    settings = {"count": False, "pushers": count, "combine_warps": warps, "dispatch_warps": put, "chunk": chunk}
+    more = f", {chunk} rows per flag" if chunk > 1 else ""
+    return Step(name=f"{count} pushers of {warps} warps, {put} put{more}", settings=settings, least=1024)
 
 
 def measure(rank, tokens: tuple[int, ...], steps: tuple[Step, ...]) -> list[dict]:
