@@ -1,4 +1,7 @@
-"""Order statistics: the confidence interval of a median, without an assumption about the distribution."""
+"""Order statistics: the confidence interval of a median, without an assumption about the distribution.
+
+SciPy is loaded where it is used: it takes longer than all else that rank processes load, and they need none of it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from math import comb
 
 import numpy as np
 import pandas as pd
-from scipy.special import bdtr
-from scipy.stats import mannwhitneyu, norm, rankdata
 
 from mnnvl_lab.errors import RecordError, Refused, named_arguments
 from mnnvl_lab.records.schema import POINT_COLUMNS, ep_groups
@@ -28,6 +29,8 @@ def median_ranks(count: int, *, confidence: float = CONFIDENCE) -> tuple[int, in
     Returns:
         None where even the least and the largest sample do not reach `confidence`.
     """
+    from scipy.special import bdtr
+
     places = np.flatnonzero(bdtr(np.arange(count // 2), count, 0.5) <= (1 - confidence) / 2)
     return (int(places[-1]), count - 1 - int(places[-1])) if len(places) else None
 
@@ -129,6 +132,8 @@ def p_value(a: np.ndarray, b: np.ndarray) -> float:
     It needs no normal distribution and outliers do not move it (Mann and Whitney 1947). With ties, the chance is over
     all ways to deal out the pooled values (a permutation test).
     """
+    from scipy.stats import mannwhitneyu, rankdata
+
     n, m = len(a), len(b)
     doubled = np.rint(2 * rankdata(np.concatenate([a, b]))).astype(np.int64)
     has_ties = len(np.unique(doubled)) < len(doubled)
@@ -163,7 +168,9 @@ def ratio_interval(a: np.ndarray, b: np.ndarray, *, alpha: float) -> tuple[float
 def _rejected(n: int, m: int, alpha: float) -> int:
     """How many values of U, from 0 on, the two-sided test rejects."""
     if n * m > MOST_PAIRS:
-        reach = norm.ppf(1 - alpha / 2) * np.sqrt(n * m * (n + m + 1) / 12)
+        from scipy.special import ndtri
+
+        reach = ndtri(1 - alpha / 2) * np.sqrt(n * m * (n + m + 1) / 12)
         return max(int(np.ceil(n * m / 2 - 0.5 - reach)), 0)
     return int(np.searchsorted(2 * _cumulative(*sorted((n, m))), alpha, side="left"))
 
