@@ -29,7 +29,7 @@ def point_of(mode="one_sided", tokens=(5, 0, 9), **fields):
 
 
 def work_of(point, ep_rank=0):
-    noise = torch.from_numpy(payload.noise(point.load.seed, HIDDEN))
+    noise = torch.tensor(payload.noise(point.load.seed, HIDDEN))
     sources = tuple(Source(point=point, ep_rank=each) for each in range(point.exchange.ep_size))
     return Work(point=point, ep_rank=ep_rank, device=torch.device("cpu"), noise=noise, sources=sources)
 

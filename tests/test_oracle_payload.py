@@ -54,7 +54,7 @@ def test_some_tokens_are_those_tokens_of_all():
 
 
 def test_a_gather_in_torch_gives_the_same_rows():
-    vector = torch.from_numpy(payload.noise(4, 32))
+    vector = torch.tensor(payload.noise(4, 32))
     rows = vector.unfold(0, 32, 1)[torch.from_numpy(payload.starts(4, 1, 50))]
     rows[:, : payload.HEADER_WIDTH] = torch.from_numpy(payload.header(1, 50))
     np.testing.assert_array_equal(rows.numpy(), payload.rows(seed=4, rank=1, tokens=50, hidden=32))

@@ -85,7 +85,7 @@ class Work:
 
     @classmethod
     def of(cls, rank: Rank, point: Point) -> Work:
-        noise = torch.from_numpy(payload.noise(point.load.seed, point.exchange.hidden)).to(rank.device)
+        noise = torch.tensor(payload.noise(point.load.seed, point.exchange.hidden), device=rank.device)
         sources = tuple(Source(point=point, ep_rank=each) for each in range(point.exchange.ep_size))
         return cls(point=point, ep_rank=rank.group("ep").rank, device=rank.device, noise=noise, sources=sources)
 

@@ -6,6 +6,7 @@ By `ml_dtypes` and NumPy: the transports round by torch or in FlashInfer's kerne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 import ml_dtypes
@@ -66,22 +67,25 @@ LEAST_MAGNITUDE = 2.0**-6  # keeps every value exact in fp16 too
 Tokens = int | Sequence[int] | np.ndarray
 
 
+@lru_cache(maxsize=8)  # a checked round asks a dozen times for the same, which takes longer to make than all else
 def noise(seed: int, hidden: int) -> np.ndarray:
     """float32 `[WINDOWS + H]`: bell-shaped with deviation 1.15, each value exact in bf16 and in fp16, none near zero.
 
-    A sum of four 16-bit numbers: integer arithmetic, so the same bits on every platform.
+    A sum of four 16-bit numbers: integer arithmetic, so the same bits on every platform. Kept, hence read-only.
     """
     words = bits(WINDOWS + hidden, seed=seed, purpose=Purpose.NOISE)
     quarters = words.view(np.uint16).reshape(-1, 4).astype(np.int32).T
     sums = quarters[0] + quarters[1] + quarters[2] + quarters[3] - 2 * 65535  # `sum(axis=1)` takes ten times as long
     values = to_bf16(sums.astype(np.float32) * np.float32(2.0**-15))
-    return np.where(np.abs(values) < LEAST_MAGNITUDE, np.float32(LEAST_MAGNITUDE), values)
+    return _read_only(np.where(np.abs(values) < LEAST_MAGNITUDE, np.float32(LEAST_MAGNITUDE), values))
 
 
+@lru_cache(maxsize=16)
 def noise_bytes(seed: int, row_bytes: int, *, part: int = 0) -> np.ndarray:
-    """uint8 `[WINDOWS + row_bytes]`; each `part` of a format (rows, scales, extras) has noise of its own."""
+    """uint8 `[WINDOWS + row_bytes]`; each `part` of a format (rows, scales, extras) has noise of its own. Read-only."""
     length = WINDOWS + row_bytes
-    return bits(-(-length // 8), seed=seed, purpose=Purpose.NOISE, block=1 + part).view(np.uint8)[:length]
+    words = bits(-(-length // 8), seed=seed, purpose=Purpose.NOISE, block=1 + part)
+    return _read_only(words.view(np.uint8)[:length])
 
 
 def starts(seed: int, rank: int, tokens: Tokens) -> np.ndarray:
@@ -139,6 +143,11 @@ def identify(row: np.ndarray) -> tuple[int, int]:
 def expert_factor(expert_ids: np.ndarray) -> np.ndarray:
     """float32: what an expert multiplies a row by. Dyadic, in [1, 2), distinct within any 128 neighbours."""
     return (1 + np.asarray(expert_ids) * 45 % 128 / 128).astype(np.float32)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def _indices(tokens: Tokens) -> np.ndarray:
