@@ -59,6 +59,8 @@ inlined = (lambda function: function) if INTERPRETED else triton.jit
 """What the kernels call. The interpreter prepares Triton anew at each call of a `jit` function, which takes longer than
 most bodies; inside a kernel that is not needed."""
 
+total_of, most_of = (tl.sum.fn, tl.max.fn) if INTERPRETED else (tl.sum, tl.max)  # for the same reason
+
 
 @inlined
 def begin_kernel(PDL: tl.constexpr):
@@ -117,7 +119,7 @@ def owner(experts, valid, E: tl.constexpr, R: tl.constexpr):
 @inlined
 def pick(values, index, wanted):
     """The element of a short vector at a position that is known only now."""
-    return tl.sum(tl.where(index == wanted, values, 0), 0)
+    return total_of(tl.where(index == wanted, values, 0), 0)
 
 
 # fmt: off
@@ -148,8 +150,8 @@ def dispatch(
     chosen = tl.load(at(experts, tl.int32) + t * K + k, mask=choice, other=0)
     weight = tl.load(at(weights, tl.int32) + t * K + k, mask=choice, other=0)
     to = owner(chosen, choice, E, R)
-    named = tl.max((to[:, None] == r[None, :]).to(tl.int32), 0)
-    first = (tl.sum(((to[:, None] == to[None, :]) & (k[:, None] < k[None, :])).to(tl.int32), 0) == 0) & (to >= 0)
+    named = most_of((to[:, None] == r[None, :]).to(tl.int32), 0)
+    first = (total_of(((to[:, None] == to[None, :]) & (k[:, None] < k[None, :])).to(tl.int32), 0) == 0) & (to >= 0)
     if COUNT2 > 0:
         slot, count = count_slots(experts, t, T, R, R2, K, E, COUNT2)
     else:
@@ -176,12 +178,12 @@ def count_slots(
     """For each rank: how many earlier tokens go there, and how many of all."""
     r = tl.arange(0, R2)
     every = tl.arange(0, COUNT2)
-    ranks = tl.zeros([COUNT2], tl.int64)  # one bit for each rank that a token names
+    ranks = tl.full([COUNT2], 0, tl.int64)  # one bit for each rank that a token names
     for i in tl.static_range(K):
         theirs = owner(tl.load(at(experts, tl.int32) + every * K + i, mask=every < T, other=0), every < T, E, R)
         ranks = ranks | tl.where(theirs >= 0, 1 << tl.maximum(theirs, 0).to(tl.int64), 0)
     sent = ((ranks[:, None] >> r[None, :]) & 1).to(tl.int32)
-    return tl.sum(tl.where((every < t)[:, None], sent, 0), 0), tl.sum(sent, 0)
+    return total_of(tl.where((every < t)[:, None], sent, 0), 0), total_of(sent, 0)
 
 
 @inlined
@@ -266,7 +268,7 @@ def combine(
     task = pid
     if CHUNK > 0:
         task = pid - pushers
-        for chunk in range(pid, tl.where(task < 0, tl.cdiv(M, CHUNK), 0), pushers):
+        for chunk in range(pid, tl.where(task < 0, (M + CHUNK - 1) // CHUNK, 0), pushers):
             push(partials, begin, base, stride, me, M, blocks, chunk, 0, epoch, R, R2, TYPE, H, H2, CHUNK, SPLIT, AT)
     if task >= 0:
         add_up(y, partials, begin, base, stride, me, T, M, blocks, task // SPLIT, task % SPLIT, epoch,
@@ -309,13 +311,13 @@ def add_up(
     if CHUNK > 0:  # noqa: SIM108 Triton's conditional expression wants scalars
         block = tl.where(to < 0, t // CHUNK, slot // CHUNK) * SPLIT + part
     else:
-        block = tl.zeros([KR2], tl.int32)
+        block = tl.full([KR2], 0, tl.int32)
     wait(flag_at(own, 1, source, block, blocks, AT), epoch)
     if t < T:
         if (R <= 2) & (K > 2):  # two rows at most and an empty slot: their order makes no difference
-            total = tl.zeros([H2], tl.float32)
+            total = tl.full([H2], 0, tl.float32)
             for q in tl.static_range(R):
-                mine = tl.max(tl.where(to == q, slot, -1), 0)
+                mine = most_of(tl.where(to == q, slot, -1), 0)
                 total += load_row(partials, begin, base, stride, me, M, q, mine, off, TYPE, H, CHUNK)
         else:
             total = add_slots(partials, begin, base, stride, me, M, t, off, 0, K, K, TREE, TYPE, H, CHUNK, AT)
