@@ -25,6 +25,8 @@ RIVAL = 3.84
 """Difference of objectives (of -2 log posterior) up to which a minimum is as good: chi-squared, 1 degree, 95 %."""
 SAME = 0.05
 """Two minima closer than this, in standard deviations of the priors, count as one."""
+FORWARD_STEP = float(np.sqrt(np.finfo(float).eps))
+"""Relative step of `least_squares`' differences."""
 LEVEL = 0.01
 """Slope of the objective, per standard deviation of a prior, below which a point is a minimum."""
 
@@ -64,12 +66,15 @@ class Problem:
         object.__setattr__(self, "works", tuple(self.works))
 
     def residuals(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Of the points, in units of `MODEL_ERROR`, then of the priors, in units of their widths."""
+        """Of the points, in units of `MODEL_ERROR`, then of the priors, in units of their widths.
+
+        The function takes `[parameters]`, or `[..., parameters]` for several sets at once.
+        """
         predicted = log_latencies(self.terms, self.works)
 
         def of(logs: np.ndarray) -> np.ndarray:
             misfit = (predicted(logs) - self.recorded) / MODEL_ERROR
-            return np.concatenate([misfit, (logs - self.prior) / self.width])
+            return np.concatenate([misfit, (logs - self.prior) / self.width], axis=-1)
 
         return of
 
@@ -93,7 +98,8 @@ def minima(problem: Problem, starts: np.ndarray) -> list[Optimum]:
     by a search without derivatives (Nelder and Mead).
     """
     residuals = problem.residuals()
-    found = [least_squares(residuals, start, x_scale=problem.width) for start in starts]
+    slopes = forward_jacobian(residuals)
+    found = [least_squares(residuals, start, jac=slopes, x_scale=problem.width) for start in starts]
     rough = _distinct(problem, [Optimum(logs=f.x, objective=2 * float(f.cost)) for f in found])
     best = rough[0].objective
     return _distinct(problem, [_followed(problem, o) if o.objective <= best + RIVAL else o for o in rough])
@@ -111,13 +117,27 @@ def covariance(problem: Problem, logs: np.ndarray) -> np.ndarray:
 
 
 def log_latencies(terms: Terms, works: Sequence[Work]) -> Callable[[np.ndarray], np.ndarray]:
-    """Logarithms of the latencies of all works, as a function of the log-parameters."""
+    """Logarithms of the latencies of all works, as a function of the log-parameters: `[..., parameters]` to
+    `[..., works]`."""
     names, work = [p.name for p in terms.parameters], stacked(works)
 
     def logs_of(logs: np.ndarray) -> np.ndarray:
-        return np.log(terms.latency_us(dict(zip(names, np.exp(logs), strict=True)), work))
+        values = np.moveaxis(np.exp(logs)[..., None], -2, 0)
+        return np.log(terms.latency_us(dict(zip(names, values, strict=True)), work))
 
     return logs_of
+
+
+def forward_jacobian(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """`[values, parameters]` by scipy's own forward differences, but with all steps in one call of the function."""
+
+    def of(x: np.ndarray) -> np.ndarray:
+        steps = FORWARD_STEP * np.where(x >= 0, 1.0, -1.0) * np.maximum(1.0, np.abs(x))
+        moved = x + np.diag(steps)
+        values, *changed = function(np.concatenate([x[None, :], moved]))
+        return ((np.array(changed) - values) / (np.diag(moved) - x)[:, None]).T
+
+    return of
 
 
 def jacobian(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, *, width: float = 1e-4) -> np.ndarray:
