@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from importlib import import_module
 
 import numpy as np
@@ -260,9 +261,16 @@ def require_layout(layout: Layout) -> Layout:
 
 def _expert_starts(experts: int, ep_size: int) -> np.ndarray:
     """First expert of each rank, and `experts` at the end: int `[R + 1]`."""
-    base, remainder = divmod(require_count("experts", experts), require_count("ep_size", ep_size, most=MOST_RANKS))
+    return _starts(require_count("experts", experts), require_count("ep_size", ep_size, most=MOST_RANKS))
+
+
+@lru_cache(maxsize=256)
+def _starts(experts: int, ep_size: int) -> np.ndarray:
+    base, remainder = divmod(experts, ep_size)
     ranks = np.arange(ep_size + 1)
-    return ranks * base + np.minimum(ranks, remainder)
+    starts = ranks * base + np.minimum(ranks, remainder)
+    starts.flags.writeable = False  # all who ask share it
+    return starts
 
 
 def _counted(count: int, noun: str) -> str:
