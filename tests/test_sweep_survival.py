@@ -34,7 +34,7 @@ def wait_for(condition, limit_s=LIMIT_S):
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.1)
 
 
 def all_points() -> set:
