@@ -268,7 +268,7 @@ def combine(
     task = pid
     if CHUNK > 0:
         task = pid - pushers
-        for chunk in range(pid, tl.where(task < 0, (M + CHUNK - 1) // CHUNK, 0), pushers):
+        for chunk in range(pid, tl.where(task < 0, (M + (CHUNK - 1)) // CHUNK, 0), pushers):
             push(partials, begin, base, stride, me, M, blocks, chunk, 0, epoch, R, R2, TYPE, H, H2, CHUNK, SPLIT, AT)
     if task >= 0:
         add_up(y, partials, begin, base, stride, me, T, M, blocks, task // SPLIT, task % SPLIT, epoch,
