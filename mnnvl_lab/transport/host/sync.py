@@ -13,7 +13,7 @@ from mnnvl_lab.errors import RankTimeout
 
 WAIT_LIMIT_S = 30.0
 SPIN_S = 50e-6  # a peer on another core answers within it
-YIELD_S = 5e-3  # then leave the core to whoever wants it, so that more ranks than cores get on
+YIELD_S = 5e-4  # then leave the core to whoever wants it, so that more ranks than cores get on
 NAP_S = 50e-6  # then sleep between polls: the peer is not merely descheduled
 
 _yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))  # not on macOS
