@@ -17,13 +17,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import nbformat
+from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import choose
 from mnnvl_lab.records.files import replacing
 from tools.arguments import run_tool, tool_parser
-from tools.notebook_runs import execute
+
+if TYPE_CHECKING:
+    import nbformat  # its schema takes over a second to load, which every tool that fills a page would wait for
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
@@ -57,6 +58,8 @@ def kept_seconds() -> dict[str, float]:
 
 def syllabus_notebooks() -> str:
     """The table of all notebooks: minutes by the rule, seconds as measured, and what comes before."""
+    import nbformat
+
     measured = kept_seconds()
     lines = ["| notebook | question | minutes | run, seconds | read before |", "|---|---|---|---|---|"]
     for number, path in PATHS.items():
@@ -70,6 +73,8 @@ def syllabus_notebooks() -> str:
 
 def measure(numbers: Sequence[str]) -> None:
     """Run notebooks once, each in a fresh kernel, and keep the seconds with what they were measured on."""
+    from tools.notebook_runs import execute
+
     for number in numbers:
         with TemporaryDirectory() as workdir:
             began_s = time.perf_counter()

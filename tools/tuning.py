@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby, zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,10 @@ import pandas as pd
 from mnnvl_lab import records
 from mnnvl_lab.errors import LabError, RecordError, Refused
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.measure import Sampling, Sweep
-from mnnvl_lab.measure.run import run
 from mnnvl_lab.model import Model
-from mnnvl_lab.ranks import Ranks
+
+if TYPE_CHECKING:
+    from mnnvl_lab.measure import Sampling  # brings torch and ranks, which a reader of recorded tables never needs
 
 KIND = "knobs"
 
@@ -133,6 +134,8 @@ def record(
     Raises:
         Refused: ranks share GPUs: there `sm_limit` belongs to the sharing. RecordError: `out` is something else.
     """
+    from mnnvl_lab.measure import Sampling
+
     if fabric == "shared_gpu":
         raise Refused("fabric is shared_gpu: there the share of a GPU fixes sm_limit; turn the knobs on nvlink")
     table = records.load_auxiliary(out, kind=KIND) if Path(out).exists() else None
@@ -194,6 +197,10 @@ def _sorted(settings: Sequence[Setting], mode: str) -> list[Setting]:
 
 
 def _measured(batch: Sequence[Setting], model: Model, axes: dict[str, object]) -> Iterator[pd.DataFrame]:
+    from mnnvl_lab.measure import Sweep
+    from mnnvl_lab.measure.run import run
+    from mnnvl_lab.ranks import Ranks
+
     environment = {name: value for setting in batch for name, value in setting.environment.items()}
     (layout,) = axes["layouts"]
     with Ranks(layout, fabric=axes["fabric"], env=environment) as ranks:
