@@ -26,7 +26,7 @@ from mnnvl_lab.plots.style import LINE_STYLES
 from mnnvl_lab.routing import Load, parse
 from tools import link_budget, page_numbers, predict, syllabus, tuning, two_cards
 from tools.arguments import run_tool, tool_parser
-from tools.pages import DOCS, markdown, save_figure
+from tools.pages import DOCS, markdown, save_figure, tokens_heading
 from tools.report_data import (
     BARE,
     PAIR,
@@ -79,7 +79,7 @@ def _cells(points: pd.DataFrame) -> dict[str, str]:
     by_tokens = points.set_index("tokens")
     shown = {tokens: by_tokens.loc[tokens] for tokens in (1, 128, 1024, 4096, 8192)}
     words = {n: f"{p['predicted_us']:.0f} ({p['low_us']:.0f} to {p['high_us']:.0f})" for n, p in shown.items()}
-    return {f"{tokens} token{'s' if tokens > 1 else ''}": text for tokens, text in words.items()}
+    return {tokens_heading(tokens): text for tokens, text in words.items()}
 
 
 def experts() -> str:

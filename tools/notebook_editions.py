@@ -18,6 +18,7 @@ import nbformat
 from mnnvl_lab.course import answer, require_exercise
 from tools.notebook_outputs import scrub
 from tools.notebook_runs import run_all, started
+from tools.site.stage import LINK
 
 CHECK = re.compile(r'lab\.check\("([^"]+)", guess\)')
 NO_GUESS = "guess = None"
@@ -25,7 +26,6 @@ NEXT_PART = re.compile(r"^(?=## |\*\*(?:Question \d+|[A-Z])\b)", re.MULTILINE)
 SUMMARY = "After your guess"
 CLOSING = "## The answer"
 HOME = Path(__file__).resolve().parents[1] / "notebooks"
-LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
 def student_edition(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -131,7 +131,7 @@ def gpu_copy(notebook: nbformat.NotebookNode, ran_on: str, *, home: Path, out: P
     copied = scrub(copy.deepcopy(notebook))
     for cell in copied.cells:
         if cell.cell_type == "markdown":
-            cell.source = LINK.sub(lambda m: f"]({os.path.relpath(home / m[1], out)}", cell.source)
+            cell.source = LINK.sub(lambda m: m[0].replace(m[1], os.path.relpath(home / m[1], out), 1), cell.source)
     title, _, rest = copied.cells[0].source.partition("\n")
     note = f"*Executed on {ran_on}. Nothing else differs from the notebook of that name but `FABRIC`.*"
     copied.cells[0].source = f"{title} (on GPUs)\n\n{note}\n{rest}"

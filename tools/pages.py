@@ -21,6 +21,11 @@ def save_figure(ax: Axes, name: str) -> Path:
     return path
 
 
+def tokens_heading(tokens: int) -> str:
+    """Heading of a column for so many tokens."""
+    return f"{tokens} token{'s' if tokens > 1 else ''}"
+
+
 def markdown(table: pd.DataFrame, *, digits: int = 1) -> str:
     """A table as Markdown, numbers to so many digits."""
     rows = [[_heading(str(name)) for name in table.columns], ["---"] * len(table.columns)]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mnnvl_lab import datasets, records
 from mnnvl_lab.analysis import latency_model as lm
-from tools.pages import markdown
+from tools.pages import markdown, tokens_heading
 from tools.report_data import PAIR, predictions
 
 OTHER = "h200x2_nvlink_ep2"
@@ -75,10 +75,9 @@ def four_gpus() -> str:
     found = medians_us(f"{FOUR}_bf16")
     points = compared_of_four().query("format == 'bf16' and routing == 'uniform'").set_index(["mode", "tokens"])
     rows = [
-        {"mode": mode} | {f"{tokens} token{'s' if tokens > 1 else ''}": _beside(found, points, mode, tokens)
-                          for tokens in SHOWN_OF_FOUR}
+        {"mode": mode} | {tokens_heading(n): _beside(found, points, mode, n) for n in SHOWN_OF_FOUR}
         for mode in dict.fromkeys(found.index.get_level_values("mode"))
-    ]  # fmt: skip
+    ]
     return markdown(pd.DataFrame(rows))
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from mnnvl_lab.plots.shown import describe_figures
 from mnnvl_lab.records import provenance_of, require_column
+from mnnvl_lab.records.schema import LOAD_WORDS
 from mnnvl_lab.records.table import parts_of
 
 if TYPE_CHECKING:
@@ -73,20 +74,6 @@ LINE_STYLES: Mapping[str, LineStyle] = MappingProxyType(
         "all_to_all": LineStyle(label="all-to-all", color=PURPLE, marker="D"),
     }
 )
-
-
-LOAD_WORDS: Mapping[str, str] = MappingProxyType(
-    {
-        "ep_size": "EP {}",
-        "hidden": "hidden {}",
-        "experts": "{} experts",
-        "top_k": "top-{}",
-        "format": "{}",
-        "routing": "{} routing",
-        "tokens": "{} tokens per rank",
-    }
-)
-"""How a value of these columns is named."""
 
 
 def line_styles(values: Sequence[object], hue: str = "") -> dict[object, LineStyle]:

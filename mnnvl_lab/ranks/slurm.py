@@ -330,10 +330,11 @@ def _too_long(state: JobState) -> str:
 
 
 def _never(state: JobState) -> str:
-    nodes, partition = state.fields.get("NumNodes", "?").partition("-")[0], state.fields.get("Partition", "?")
+    nodes = state.fields.get("NumNodes", "?").partition("-")[0]
+    partition, limit = (state.fields.get(name, "?") for name in ("Partition", "TimeLimit"))
     return (
-        f"Slurm's {state} can never start: it asks for {nodes} nodes of partition {partition}, which has not so many "
-        "or does not allow them; use a layout with another gpus_per_node, or another queue or timelimit in "
+        f"Slurm's {state} can never start: it asks for {nodes} nodes of partition {partition} for {limit}, which "
+        "Slurm does not give it; use a layout with another gpus_per_node, or another queue or timelimit in "
         "launcher_options (sinfo shows what there is)"
     )
 

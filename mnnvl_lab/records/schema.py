@@ -202,6 +202,19 @@ OPTIONS = (
 )
 """Point columns that say how a mode is used, not what it carries."""
 
+LOAD_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "ep_size": "EP {}",
+        "hidden": "hidden {}",
+        "experts": "{} experts",
+        "top_k": "top-{}",
+        "format": "{}",
+        "routing": "{} routing",
+        "tokens": "{} tokens per rank",
+    }
+)
+"""How a value of these columns is named."""
+
 
 def require_column(name: str) -> Column:
     """The column of that name.

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mnnvl_lab.errors import choose, named_arguments
 from mnnvl_lab.notebook import readable_bytes
-from mnnvl_lab.records.schema import COLUMNS, OPTIONS, POINT_COLUMNS, SIZES
+from mnnvl_lab.records.schema import COLUMNS, LOAD_WORDS, OPTIONS, POINT_COLUMNS, SIZES
 from mnnvl_lab.records.statistics import summary
 from mnnvl_lab.records.table_styles import STYLES, Field
 
@@ -80,17 +80,8 @@ def _follows(name: str, frame: pd.DataFrame) -> bool:
 
 def _constants(frame: pd.DataFrame) -> str:
     """The words of a load that hold for all rows, where there are such."""
-    forms = {
-        "phase": "{}",
-        "fabric": "fabric {}",
-        "clock": "clock {}",
-        "ep_size": "EP {}",
-        "hidden": "hidden {}",
-        "experts": "{} experts",
-        "top_k": "top-{}",
-        "format": "{}",
-        "routing": "{} routing",
-    }
+    forms = {"phase": "{}", "fabric": "fabric {}", "clock": "clock {}", **LOAD_WORDS}
+    del forms["tokens"]  # a column of every such table
     same = [name for name in forms if name in frame.columns and frame[name].nunique() == 1]
     return " · ".join(forms[name].format(frame[name].iloc[0]) for name in same)
 

@@ -49,7 +49,7 @@ class Tuning:
 
     @classmethod
     def of(cls, runtime_max_tokens: int, ep_size: int = 2) -> Tuning:
-        """What was fastest on two pairs of H200, and within 0.5 % of it on a pair of H100 (`data/pico`).
+        """What was fastest on two pairs of H200, and within 1.3 % of the fastest step on a pair of H100 (`data/pico`).
 
         With four ranks pushing was slower than FlashInfer's pull (`data/h100x4_nvlink_ep4_bf16.parquet`, 4096 tokens
         and more), so larger groups pull at any size.
