@@ -215,7 +215,7 @@ def multiply_on_device(rank):
 
 def meet_in_turn(rank, groups):
     """What the members of each group gather, in turn; others go on to the next."""
-    from mnnvl_lab.ranks.rank import Group
+    from mnnvl_lab.ranks.group import Group
 
     said = []
     for ranks in groups:
@@ -228,6 +228,22 @@ def meet_in_turn(rank, groups):
 def gather_sizes(rank, sizes):
     """Lengths of the objects that every rank sees, of which some are too large for one collective call."""
     return [len(part) for part in rank.group("world").allgather(b"x" * sizes[rank.index])]
+
+
+def gather_or_die(rank, dies):
+    """Everyone waits for a rank that has died."""
+    if rank.index == dies:
+        os._exit(3)
+    rank.group("world").allgather(None)
+
+
+def boards_after_gathering(rank):
+    """Segments of boards that this process maps, after calls in two groups."""
+    from tests.transport_helpers import segments
+
+    rank.group("world").barrier()
+    rank.group("ep").barrier()
+    return segments("board")
 
 
 def rounds_of_sizes(rank, mode, sizes):

@@ -163,7 +163,7 @@ def test_any_of_them_in_any_order(seed):
         for _ in range(3):
             doomed = chance.sample(HELPERS, chance.randint(1, len(HELPERS)))
             for name in doomed:
-                helper(ranks, name).kill()
+                kill(helper(ranks, name))
                 time.sleep(chance.choice([0, 0.05]))
             if chance.random() < 0.5:
                 ranks.kill(chance.randrange(2))

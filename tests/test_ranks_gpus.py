@@ -13,8 +13,8 @@ from mnnvl_lab.errors import RankError, Refused
 from mnnvl_lab.hardware import comes_to_rest, visible
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks.gpu_placement import nearest_layout, place
+from mnnvl_lab.ranks.group import Group
 from mnnvl_lab.ranks.mps import GpuSharing, MpsDaemon
-from mnnvl_lab.ranks.rank import Group
 
 FOUR = Layout(tp=2, dp=2)
 UUIDS = ["GPU-aa1", "GPU-aa2", "GPU-bb3"]

@@ -14,12 +14,12 @@ from mnnvl_lab.exchange import Exchange
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.oracle import reduce_slots
 from mnnvl_lab.oracle.kernel_rules import target_ranks
+from mnnvl_lab.ranks.sync import Fence, wait_until
 from mnnvl_lab.routing import HotRank, Load, Uniform
 from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable, additions
 from mnnvl_lab.transport.host.shared_memory import (
     SharedMemory,
 )
-from mnnvl_lab.transport.host.sync import Fence, wait_until
 from tests import transport_helpers as on
 
 LAYOUT = Layout(tp=2, dp=2)
@@ -127,7 +127,7 @@ class Ordered:
 def test_a_fence_releases_before_it_acquires_so_that_no_access_passes_it(monkeypatch):
     """Release keeps earlier accesses before it, acquisition later ones behind it; the other order keeps neither."""
     events = []
-    monkeypatch.setattr("mnnvl_lab.transport.host.sync.threading.Lock", lambda: Ordered(events))
+    monkeypatch.setattr("mnnvl_lab.ranks.sync.threading.Lock", lambda: Ordered(events))
     fence = Fence()
     assert events == ["acquire"]
     for _ in range(2):

@@ -396,9 +396,9 @@ def mapped_segments(rank, exchange, load):
     return counts
 
 
-def segments():
+def segments(kind="row"):
     with open("/proc/self/maps") as maps:
-        return sum("memfd:mnnvl_lab" in line for line in maps)
+        return sum(f"memfd:mnnvl_lab-{kind}" in line for line in maps)
 
 
 def die_in_dispatch(rank, exchange, load):

@@ -16,9 +16,9 @@ from mnnvl_lab.errors import choose
 from mnnvl_lab.exchange import Batch
 from mnnvl_lab.faults.published_twice import PrepareInSteps, StepPublishedTwice
 from mnnvl_lab.transport.base import Transport
+from mnnvl_lab.transport.host.epochs import Epochs
 from mnnvl_lab.transport.host.fifo import HEAD, Fifo, FifoChannels, SendBatch
 from mnnvl_lab.transport.host.one_sided import HostOneSided, OneSidedHandle
-from mnnvl_lab.transport.host.sync import Epochs
 from mnnvl_lab.transport.host.two_sided import HostTwoSided
 
 NAP_S = 0.005

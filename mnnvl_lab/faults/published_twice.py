@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from mnnvl_lab.exchange import Batch
+from mnnvl_lab.ranks.sync import Fence
 from mnnvl_lab.transport.host.fifo import HEAD, TAIL, FifoChannels, SendBatch, interleave
-from mnnvl_lab.transport.host.sync import Fence
 from mnnvl_lab.transport.host.two_sided import HostTwoSided, TwoSidedHandle
 from mnnvl_lab.workspace.two_sided import (
     STATISTICS_PER_PACKET,
@@ -185,7 +185,7 @@ class StepChannels(FifoChannels):
         number = next(self.rounds)
         sends = [(peer, self._sending_steps(send_batches, peer, number)) for peer in self.peers]
         receives = [(peer, self._receiving_steps(send_batches, peer, number)) for peer in self.peers]
-        interleave([*sends, *receives], limit_s=limit_s, on_timeout=self.on_timeout)
+        interleave([*sends, *receives], limit_s=limit_s, on_timeout=self.on_timeout, check=self.check)
 
     def reset_own(self) -> None:
         """Head and tail of every connection of this rank to 0; the counts stay."""

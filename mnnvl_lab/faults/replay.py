@@ -20,10 +20,10 @@ from mnnvl_lab.faults.published_twice import NamedStep, PrepareInSteps, StepPubl
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.point import Point
 from mnnvl_lab.model_check import OneSided, Prepare, Result
+from mnnvl_lab.ranks.sync import Fence, wait_until
 from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.transport.host.one_sided import HostOneSided
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
-from mnnvl_lab.transport.host.sync import Fence, wait_until
 
 HIDDEN = 1024  # wide rows: then the combine region begins a few bytes behind a multiple of a row, as in the model
 TOP_K = 4

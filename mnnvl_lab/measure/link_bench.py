@@ -13,9 +13,10 @@ import torch
 
 from mnnvl_lab.errors import RankTimeout
 from mnnvl_lab.measure.links import LinkSample, take_samples
-from mnnvl_lab.ranks.rank import Group, Rank
+from mnnvl_lab.ranks.group import Group
+from mnnvl_lab.ranks.rank import Rank
+from mnnvl_lab.ranks.sync import wait_until
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
-from mnnvl_lab.transport.host.sync import wait_until
 
 PING_PONGS = 200  # round trips of one sample
 ANSWER_LIMIT_S = 10.0

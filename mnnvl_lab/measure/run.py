@@ -24,7 +24,7 @@ from mnnvl_lab.measure.sweep import Sweep
 from mnnvl_lab.progress import Progress
 from mnnvl_lab.ranks import Ranks
 from mnnvl_lab.ranks.gpu_placement import place
-from mnnvl_lab.ranks.rank import Group
+from mnnvl_lab.ranks.group import Group
 from mnnvl_lab.records.statistics import median_interval, median_ranks
 
 

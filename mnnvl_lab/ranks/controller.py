@@ -33,13 +33,14 @@ class Process:
 
     Attributes:
         engine: its number in ipyparallel.
-        pid, host: its process and machine.
+        pid, started, host: its process, when that started (`ownership.started`), and its machine.
         memory: equal for processes that share POSIX memory.
         handle: its process, if the machine is this one.
     """
 
     engine: int
     pid: int
+    started: float
     host: str
     memory: str
     handle: psutil.Process | None
@@ -51,7 +52,7 @@ class Process:
     @classmethod
     def unknown(cls, engine: int) -> Process:
         """An engine that has registered and not yet said who it is."""
-        return cls(engine=engine, pid=0, host="", memory="", handle=None)
+        return cls(engine=engine, pid=0, started=0.0, host="", memory="", handle=None)
 
     @classmethod
     def of(cls, engine: int, identity: Identity) -> Process:
@@ -64,7 +65,8 @@ class Process:
         handle = process_of(identity.pid, identity.started) if here else None
         if here and handle is None:
             raise RankDied(rank=engine, phase="start", cause="its process ended right after it had registered")
-        return cls(engine=engine, pid=identity.pid, host=identity.host, memory=identity.memory, handle=handle)
+        told = {name: getattr(identity, name) for name in ("pid", "started", "host", "memory")}
+        return cls(engine=engine, handle=handle, **told)
 
 
 HELPER = "controller"

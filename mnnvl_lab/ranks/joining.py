@@ -137,7 +137,8 @@ class Joining:
         return require_strings(self._env(rank)) if callable(self._env) else {}
 
     def _assignment(self, rank: int, layout: Layout, placement: Placement, store: tuple[str, int]) -> RankAssignment:
-        hosts = tuple(self._pool.processes[other].host for other in range(layout.world_size))
+        processes = [self._pool.processes[other] for other in range(layout.world_size)]
+        hosts = tuple(process.host for process in processes)
         return RankAssignment(
             index=rank,
             layout=layout,
@@ -147,5 +148,6 @@ class Joining:
             round=self.joins,
             segment_dir=self._cluster.segment_dir,
             hosts=hosts,
-            memories=tuple(self._pool.processes[other].memory for other in range(layout.world_size)),
+            memories=tuple(process.memory for process in processes),
+            processes=tuple((process.pid, process.started) for process in processes),
         )

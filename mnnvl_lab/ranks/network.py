@@ -60,10 +60,11 @@ def use_interface_towards(peer: str) -> str:
 
 
 def shared_memory_id() -> str:
-    """Equal for two processes if they share POSIX memory: same boot of the same kernel, same /dev/shm."""
+    """Equal for two processes if they share POSIX memory: same boot of the same kernel, same /dev/shm, and pids that
+    mean the same to both, since a segment's path names the process that made it."""
     boot = ""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     try:
         return f"{boot or socket.gethostname()}:{os.stat('/dev/shm').st_dev}"
     except OSError:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
-import pickle
 import traceback
 import weakref
 from collections.abc import Iterable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import RankDied
 from mnnvl_lab.layout import Layout
+from mnnvl_lab.processes.ownership import alive, process_of
+from mnnvl_lab.ranks.group import SMALL_BYTES, Group
 
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
+
+    from mnnvl_lab.ranks.board import Board
 
 SIZE_BYTES = 64
 REPORT_BYTES = 1 << 16
@@ -89,126 +90,6 @@ def _decode(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode(errors="ignore")
 
 
-SMALL_BYTES = 2048  # of one gathered object: signatures, problems and a few samples fit
-
-
-class Group:
-    """Collective operations among some ranks of the layout. Every member calls the same ones in the same order.
-
-    Connections are made at first use, by the members alone: other ranks need not take part.
-
-    Attributes:
-        name: `world`, `ep`, `tp`, `dp`, `pcp` or `pp`.
-        ranks: global ranks of the members, in the group's order.
-        rank: this process's place among them.
-        size: how many they are.
-        begun, done: collective calls that this member has begun, and finished: who lags behind is whom others await.
-    """
-
-    def __init__(self, *, name: str, ranks: tuple[int, ...], member: int, fabric: str):
-        self.name, self.ranks, self.fabric = name, tuple(ranks), fabric
-        self.rank, self.size = self.ranks.index(member), len(self.ranks)
-        self.begun = self.done = 0
-
-    def __repr__(self):
-        return f"Group({self.name}, ranks {list(self.ranks)}, this is {self.rank})"
-
-    @cached_property
-    def process_group(self) -> dist.ProcessGroup:
-        """The torch.distributed group over Gloo, for objects and host tensors."""
-        return self._new_group("gloo")
-
-    @cached_property
-    def device_group(self) -> dist.ProcessGroup:
-        """The torch.distributed group for tensors on the ranks' own device: NCCL where each rank has a GPU.
-
-        Raises:
-            Refused: several ranks share a GPU, which NCCL does not allow.
-        """
-        if self.fabric == "host":
-            return self.process_group
-        if self.fabric == "shared_gpu":
-            raise Refused(
-                "NCCL on fabric shared_gpu: it refuses two ranks on one GPU (Duplicate GPU detected); "
-                "use fabric nvlink for the NCCL baselines, with one GPU per rank"
-            )
-        return self._new_group("nccl")
-
-    def allgather(self, obj: Any) -> list[Any]:
-        """Every member's object, in the group's order.
-
-        One collective call for objects whose pickle fits `SMALL_BYTES` on every member, two otherwise (torch's
-        `all_gather_object` always takes two: sizes, then contents).
-        """
-        if self.size == 1:
-            return [obj]
-        data = pickle.dumps(obj)
-        with self._counted():
-            heads = self._gather_bytes(len(data).to_bytes(8, "little") + data[: SMALL_BYTES - 8], SMALL_BYTES)
-            sizes = [int.from_bytes(head[:8], "little") for head in heads]
-            if max(sizes) <= SMALL_BYTES - 8:
-                return [pickle.loads(head[8 : 8 + size]) for head, size in zip(heads, sizes, strict=True)]
-            whole = self._gather_bytes(data, max(sizes))
-        return [pickle.loads(part[:size]) for part, size in zip(whole, sizes, strict=True)]
-
-    def _gather_bytes(self, data: bytes, room_bytes: int) -> list[bytes]:
-        """Every member's `data`, filled up to `room_bytes`, which is equal on all members."""
-        import torch
-        import torch.distributed as dist
-
-        mine = torch.frombuffer(bytearray(data.ljust(room_bytes, b"\0")), dtype=torch.uint8)
-        parts = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine, group=self.process_group)
-        return [part.numpy().tobytes() for part in parts]
-
-    def broadcast(self, obj: Any, root: int = 0) -> Any:
-        """The object of the member `root` (its place in the group) on all members."""
-        if self.size == 1:
-            return obj
-        import torch.distributed as dist
-
-        box = [obj]
-        with self._counted():
-            dist.broadcast_object_list(box, group_src=root, group=self.process_group)
-        return box[0]
-
-    def barrier(self) -> None:
-        """Wait until every member is here."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            with self._counted():
-                dist.barrier(group=self.process_group)
-
-    @contextmanager
-    def _counted(self):
-        self.begun += 1
-        yield
-        self.done += 1
-
-    def _new_group(self, backend: str) -> dist.ProcessGroup:
-        import torch.distributed as dist
-
-        if backend == "gloo" and self.size == dist.get_world_size() and self.ranks == tuple(range(self.size)):
-            return dist.group.WORLD
-        with _group_name(f"{self.name} {self.ranks} {backend}"):
-            return dist.new_group(list(self.ranks), backend=backend, use_local_synchronization=True)
-
-
-@contextmanager
-def _group_name(words: str):
-    """Let the members of the next group meet under these words, which must be new to this world.
-
-    torch names a group after its ranks and after how many groups the process has seen: members with different pasts (a
-    rank mask left one out of an earlier group, say) would then wait for one another under different names for ever.
-    """
-    from torch.distributed import distributed_c10d
-
-    name = hashlib.sha1(words.encode(), usedforsecurity=False).hexdigest()
-    with mock.patch.object(distributed_c10d, "_hash_ranks_to_str", return_value=name):
-        yield
-
-
 COLLECTIVE_TIMEOUT_S = 120  # of Gloo and NCCL, far above a run's own limit: that one names the rank that is missing
 
 
@@ -223,6 +104,7 @@ class RankAssignment:
         round: counts the assignments of one `Ranks`, so that groups of earlier ones are not met.
         segment_dir: private directory in memory, for shared segments.
         hosts, memories: of each rank: its machine's name, and what is equal for ranks that share POSIX memory.
+        processes: of each rank, pid and start time (`ownership.started`) on its machine.
     """
 
     index: int
@@ -234,6 +116,7 @@ class RankAssignment:
     segment_dir: Path
     hosts: tuple[str, ...]
     memories: tuple[str, ...]
+    processes: tuple[tuple[int, float], ...]
 
 
 class Rank:
@@ -256,12 +139,13 @@ class Rank:
         self.index, self.layout, self.fabric = assignment.index, assignment.layout, assignment.fabric
         self.segment_dir = Path(assignment.segment_dir)
         self.hosts, self._memories = assignment.hosts, assignment.memories
+        self._processes = assignment.processes
         self.device = _device(assignment)
         self.kept: dict[str, Any] = {}
         self.groups: dict[str, Group] = {}
         self.watched: weakref.ref | None = None
         self._phase_file = mark
-        _init_world(assignment)
+        self._store = _init_world(assignment)
 
     def __repr__(self):
         return f"Rank({self.index} of {self.layout.world_size}, {self.fabric}, {self.device})"
@@ -281,15 +165,47 @@ class Rank:
 
     def group(self, name: str) -> Group:
         """This rank's group `world`, `ep`, `tp`, `dp`, `pcp` or `pp`."""
+        world = tuple(range(self.layout.world_size))
+        return self.groups.get(name) or self.subgroup(
+            name, world if name == "world" else self.layout.group_of(name, self.index)
+        )
+
+    def subgroup(self, name: str, ranks: tuple[int, ...]) -> Group:
+        """A group of these global ranks, this one among them; the same one whenever it is asked for by this name."""
         if name not in self.groups:
-            world = tuple(range(self.layout.world_size))
-            ranks = world if name == "world" else self.layout.group_of(name, self.index)
-            self.groups[name] = Group(name=name, ranks=ranks, member=self.index, fabric=self.fabric)
+            board = self._board if self.fabric == "host" and self.shares_memory(ranks) else None
+            self.groups[name] = Group(name=name, ranks=ranks, member=self.index, fabric=self.fabric, board=board)
         return self.groups[name]
 
     def shares_memory(self, ranks: Iterable[int]) -> bool:
         """Whether these global ranks share POSIX memory, as processes of one machine do."""
         return len({self._memories[rank] for rank in ranks}) == 1
+
+    def require_alive(self, ranks: Iterable[int]) -> None:
+        """Check that the processes of these ranks, which share this one's memory, still run.
+
+        Raises:
+            RankDied: names the first that does not.
+        """
+        for rank in ranks:
+            process = process_of(*self._processes[rank])
+            if process is None or not alive(process):
+                cause = f"its process ended while rank {self.index} waited for it"
+                raise RankDied(rank=rank, phase=self.phase, cause=cause)
+
+    def _board(self, group: Group) -> Board:
+        from mnnvl_lab.ranks.board import Board
+
+        return Board(
+            f"group {group.name} {group.ranks}",
+            ranks=group.ranks,
+            place=group.rank,
+            slot_bytes=SMALL_BYTES,
+            store=self._store,
+            directory=self.segment_dir,
+            check=partial(self.require_alive, group.ranks),  # not the group, or board and group would hold each other
+            limit_s=COLLECTIVE_TIMEOUT_S,
+        )
 
     def close(self) -> None:
         """Close what is kept, the last first, and leave all groups; waits for no other rank, since some may be dead."""
@@ -313,16 +229,18 @@ def _device(assignment: RankAssignment) -> torch.device:
     return torch.device("cuda", assignment.gpu)
 
 
-def _init_world(assignment: RankAssignment) -> None:
+def _init_world(assignment: RankAssignment) -> dist.Store:
+    """Join the world of all ranks, and return the store through which its members find one another."""
     import torch.distributed as dist
 
     host, port = assignment.store
     timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
-    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    store = dist.PrefixStore(f"round{assignment.round}", dist.TCPStore(host, port, is_master=False, timeout=timeout))
     dist.init_process_group(
         backend="gloo",
-        store=dist.PrefixStore(f"round{assignment.round}", store),
+        store=store,
         rank=assignment.index,
         world_size=assignment.layout.world_size,
         timeout=timeout,
     )
+    return store

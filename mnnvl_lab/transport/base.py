@@ -19,7 +19,8 @@ import torch
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.model import Part
-from mnnvl_lab.ranks.rank import Group, Rank
+from mnnvl_lab.ranks.group import Group
+from mnnvl_lab.ranks.rank import Rank
 from mnnvl_lab.transport.validation import (
     agree,
     batch_problem,
@@ -82,9 +83,7 @@ def active_group(rank: Rank, batch: Batch) -> Group:
         return group
     ranks = tuple(group.ranks[ep_rank] for ep_rank in sorted(set(batch.active_ranks)))
     name = f"ep, active ranks {', '.join(map(str, ranks))}"
-    if name not in rank.groups:
-        rank.groups[name] = Group(name=name, ranks=ranks, member=rank.index, fabric=rank.fabric)
-    return rank.groups[name]
+    return rank.subgroup(name, ranks)
 
 
 def moved_problem(wanted: int, laid_out_for: int | None) -> str:

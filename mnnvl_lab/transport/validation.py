@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     from mnnvl_lab.exchange import Exchange
-    from mnnvl_lab.ranks.rank import Group, Rank
+    from mnnvl_lab.ranks.group import Group
+    from mnnvl_lab.ranks.rank import Rank
 
 
 def ids_problem(x: Exchange, low: int, high: int) -> str | None:

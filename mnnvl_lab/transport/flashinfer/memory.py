@@ -16,7 +16,7 @@ from mnnvl_lab.hardware import comes_to_rest
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.ranks.rank import Group
+    from mnnvl_lab.ranks.group import Group
 
 _WINDOW = ("comm", "dev_id", "current_mem_offset", "current_rank_stride", "current_start_address")
 

@@ -10,7 +10,8 @@ from mnnvl_lab.transport.flashinfer.memory import GroupBackend
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.ranks.rank import Group, Rank
+    from mnnvl_lab.ranks.group import Group
+    from mnnvl_lab.ranks.rank import Rank
 
 TOKENS, HIDDEN, TOP_K, EXPERTS_PER_RANK = 16, 256, 2, 4
 

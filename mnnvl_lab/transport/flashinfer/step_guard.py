@@ -18,7 +18,7 @@ from mnnvl_lab.workspace.two_sided import fills_last_step, first_rows_that_fill
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.ranks.rank import Group
+    from mnnvl_lab.ranks.group import Group
 
 
 class StepGuard:

@@ -33,7 +33,8 @@ from mnnvl_lab.workspace.mnnvl import split_regions
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.ranks.rank import Group, Rank
+    from mnnvl_lab.ranks.group import Group
+    from mnnvl_lab.ranks.rank import Rank
 
 _NOTE = "multiprocessors_fixed_by_mnnvl_lab"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mnnvl_lab.errors import RankTimeout
-from mnnvl_lab.transport.host.sync import Backoff, Fence
+from mnnvl_lab.ranks.sync import Backoff, Fence
 from mnnvl_lab.workspace import Region
 from mnnvl_lab.workspace.two_sided import FIFO_DEPTH, PACKET_BYTES, packets_per_row
 
@@ -101,7 +101,11 @@ def reading(connection: np.ndarray, into: np.ndarray, place: int, fence: Fence) 
 
 
 def interleave(
-    transfers: Iterable[tuple[int, Iterator[bool]]], *, limit_s: float, on_timeout: Callable[[list[int]], RankTimeout]
+    transfers: Iterable[tuple[int, Iterator[bool]]],
+    *,
+    limit_s: float,
+    on_timeout: Callable[[list[int]], RankTimeout],
+    check: Callable[[], None],
 ) -> None:
     """Run all transfers to their end in one thread: a full FIFO does not keep another from being emptied.
 
@@ -109,11 +113,12 @@ def interleave(
         transfers: each with the peer at its other end.
         limit_s: seconds without progress after which it gives up.
         on_timeout: makes the error out of the peers that are waited for.
+        check: called now and then in a long wait; raises if waiting is in vain.
 
     Raises:
         RankTimeout: what `on_timeout` returns.
     """
-    backoff, running = Backoff(limit_s), list(transfers)
+    backoff, running = Backoff(limit_s, check), list(transfers)
     while running:
         steps = [next(transfer, None) for _, transfer in running]
         moved = any(steps) or None in steps
@@ -155,7 +160,7 @@ class FifoChannels:
         fifos_R: for each rank, uint8 `[R, channels, depth, entry_bytes]` in its row.
         connections_R: for each rank, uint64 `[R, channels, 32]` in its row.
         dense: rows fill an entry; else it takes as many as the kernels put there, whose packets also carry flags.
-        on_timeout: makes the error out of the peers that are waited for.
+        on_timeout, check: as in `interleave`.
     """
 
     ep_rank: int
@@ -164,6 +169,7 @@ class FifoChannels:
     dense: bool
     fence: Fence
     on_timeout: OnTimeout
+    check: Callable[[], None]
 
     @classmethod
     def over(cls, rows: Sequence[torch.Tensor], regions: tuple[Region, Region], **rest) -> FifoChannels:
@@ -206,7 +212,7 @@ class FifoChannels:
             (peer, reading(self.connections_R[peer][self.ep_rank, 0], counts_of_R, peer, self.fence))
             for peer in self.peers
         ]
-        interleave([*published, *read], limit_s=limit_s, on_timeout=self.on_timeout)
+        interleave([*published, *read], limit_s=limit_s, on_timeout=self.on_timeout, check=self.check)
         return tuple(counts_of_R.tolist())
 
     def move(self, send_batches: Sequence[SendBatch], limit_s: float) -> None:
@@ -214,7 +220,7 @@ class FifoChannels:
         ways = [(peer, channel) for peer in self.peers for channel in range(self.channels)]
         sends = [(peer, self._sending(send_batches, peer, channel)) for peer, channel in ways]
         receives = [(peer, self._receiving(send_batches, peer, channel)) for peer, channel in ways]
-        interleave([*sends, *receives], limit_s=limit_s, on_timeout=self.on_timeout)
+        interleave([*sends, *receives], limit_s=limit_s, on_timeout=self.on_timeout, check=self.check)
 
     def _sending(self, send_batches: Sequence[SendBatch], peer: int, channel: int) -> Iterator[bool]:
         fifo = self.fifo(self.ep_rank, peer, channel)

@@ -21,9 +21,9 @@ from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.ranks.rank import Rank
 from mnnvl_lab.transport.base import Transport, as_bytes, as_e4m3
 from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable
+from mnnvl_lab.transport.host.epochs import WAIT_LIMIT_S, Epochs
 from mnnvl_lab.transport.host.send_plan import SendPlan
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
-from mnnvl_lab.transport.host.sync import WAIT_LIMIT_S, Epochs
 from mnnvl_lab.transport.validation import require_ep_workspace, require_host
 from mnnvl_lab.workspace import OneSidedWorkspace
 from mnnvl_lab.workspace.mnnvl import split_regions
@@ -67,7 +67,9 @@ class HostOneSided(Transport):
         self._rows = [self._memory.row(peer) for peer in range(self.ep_size)]
         self._peers = [split_regions(row.numpy(), self.workspace.regions) for row in self._rows]
         self._own = self._peers[self.ep_rank]
-        self._epochs = self.epochs(ranks=self.group.ranks, ep_rank=self.ep_rank, aux_R=self._peers)
+        self._epochs = self.epochs(
+            ranks=self.group.ranks, ep_rank=self.ep_rank, aux_R=self._peers, require_alive=self.rank.require_alive
+        )
         self._sum = CombineSum(
             top_k=exchange.top_k, hidden=exchange.hidden, dtype=self._pulled_dtype, sum_dtype=self.combine_dtype
         )

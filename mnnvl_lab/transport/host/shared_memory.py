@@ -11,20 +11,20 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import tempfile
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import RankError
+from mnnvl_lab.ranks.sync import new_segment
 from mnnvl_lab.workspace.mnnvl import align_up
 
 if TYPE_CHECKING:
     import torch
 
-    from mnnvl_lab.ranks.rank import Group
+    from mnnvl_lab.ranks.group import Group
 
 PROT_NONE = 0
 MAP_FIXED = 0x10  # Linux and macOS alike; not in Python's mmap
@@ -50,7 +50,8 @@ class SharedMemory:
         self.rank, self.size_bytes = group.rank, size_bytes
         self.stride_bytes = align_up(size_bytes, mmap.PAGESIZE)
         with ExitStack() as cleanup:
-            paths = _all_or_none(group, lambda: cleanup.enter_context(_new_segment(self.stride_bytes, directory)))
+            made = new_segment("row", self.stride_bytes, directory)
+            paths = _all_or_none(group, lambda: cleanup.enter_context(made))
             _all_or_none(group, lambda: self._map(paths, cleanup))
 
     def _map(self, paths: list[str], cleanup: ExitStack) -> None:
@@ -80,25 +81,6 @@ def _all_or_none(group: Group, function: Callable[[], str | None]) -> list[str |
         if theirs:
             raise RankError(rank=rank, phase="open", cause=theirs)
     return [theirs for theirs, _ in answers]
-
-
-@contextmanager
-def _new_segment(size_bytes: int, directory: Path):
-    """A zeroed segment under a path that works for as long as the context is open."""
-    if hasattr(os, "memfd_create"):
-        file, name = os.memfd_create("mnnvl_lab", os.MFD_CLOEXEC), None
-        path = f"/proc/{os.getpid()}/fd/{file}"
-        os.fchmod(file, 0o600)
-    else:
-        file, path = tempfile.mkstemp(prefix="segment-", dir=directory)
-        name = path
-    try:
-        os.ftruncate(file, size_bytes)
-        yield path
-    finally:
-        os.close(file)
-        if name:
-            os.unlink(name)
 
 
 def _side_by_side(files: list[int], stride_bytes: int) -> torch.Tensor:

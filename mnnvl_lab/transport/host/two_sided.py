@@ -16,13 +16,14 @@ import torch
 from mnnvl_lab.errors import RankTimeout
 from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.ranks.rank import Rank
+from mnnvl_lab.ranks.sync import Fence
 from mnnvl_lab.routing.padding import target_ranks
 from mnnvl_lab.transport.base import ReceiveBuffer, Transport, as_bytes, typed
 from mnnvl_lab.transport.host.combine_sum import CombineSum, RowTable
+from mnnvl_lab.transport.host.epochs import WAIT_LIMIT_S
 from mnnvl_lab.transport.host.fifo import FifoChannels, SendBatch, blocks, starts
 from mnnvl_lab.transport.host.send_plan import SendPlan
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
-from mnnvl_lab.transport.host.sync import WAIT_LIMIT_S, Fence
 from mnnvl_lab.transport.validation import require_ep_workspace, require_host
 from mnnvl_lab.workspace import TwoSidedWorkspace
 from mnnvl_lab.workspace.two_sided import PEERS_PER_BLOCK
@@ -138,7 +139,8 @@ class HostTwoSided(Transport):
         self._memory.close()
 
     def _open_channels(self) -> tuple[FifoChannels, FifoChannels]:
-        plan, shared = self.workspace, {"ep_rank": self.ep_rank, "fence": Fence(), "on_timeout": self._on_timeout}
+        plan, waiting = self.workspace, {"on_timeout": self._on_timeout, "check": self._require_peers}
+        shared = {"ep_rank": self.ep_rank, "fence": Fence()} | waiting
         rows = [row[: plan.workspace_bytes] for row in self._rows]
         prepare_rows = [row[plan.workspace_bytes :] for row in self._rows]
         return (
@@ -151,6 +153,9 @@ class HostTwoSided(Transport):
         self._channels.clear()
         self._prepare_channels.clear()
         self.group.barrier()
+
+    def _require_peers(self) -> None:
+        self.rank.require_alive(self.group.ranks)
 
     def _on_timeout(self, late: list[int]) -> RankTimeout:
         ranks = [self.group.ranks[peer] for peer in late]

@@ -9,7 +9,8 @@ import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder
 
 from mnnvl_lab.errors import RankTimeout
-from mnnvl_lab.transport.host.sync import WAIT_LIMIT_S, wait_until
+from mnnvl_lab.ranks.sync import wait_until
+from mnnvl_lab.transport.host.epochs import WAIT_LIMIT_S
 
 # The interpreter computes every sum and product of integers a second time to see whether it overflows, and then drops
 # what it found unless it debugs, which it does not: a quarter of a kernel's time for nothing.
