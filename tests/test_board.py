@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mnnvl_lab.errors import RankDied, RankTimeout
+from mnnvl_lab.errors import RankDied, RankError, RankTimeout
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.ranks.board import Board
 from tests import ranks_helpers as on
@@ -77,6 +77,17 @@ def test_a_first_member_that_stays_away_is_named(tmp_path):
     with pytest.raises(RankTimeout, match=r"rank 5 waited 0.1 s .* for rank 3") as caught:
         board(Store(), 1, tmp_path, limit_s=0.1)
     assert caught.value.rank == 3
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file another user's")
+def test_a_segment_of_another_user_is_refused(tmp_path):
+    """The store listens on loopback, and whoever is on the machine can write to it."""
+    foreign, store = tmp_path / "foreign", Store()
+    foreign.write_bytes(bytes(4096))
+    os.chown(foreign, 65534, 65534)
+    store.set("group", str(foreign))
+    with pytest.raises(RankError, match="foreign is another user's"):
+        board(store, 1, tmp_path)
 
 
 def test_waiting_in_vain_ends(tmp_path):

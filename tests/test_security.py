@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 CODE = [path for folder in ("mnnvl_lab", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXECUTING = {"application/javascript", "application/vnd.jupyter.widget-view+json"}
-# Messages between this package's own processes: signed and encrypted, or over Gloo (rank.py), which docs/security.md
-# says is neither; nothing else may unpickle.
-MESSAGES = {"mnnvl_lab/ranks/engine.py", "mnnvl_lab/ranks/cluster.py", "mnnvl_lab/ranks/rank.py"}
+# Messages between this package's own processes: signed and encrypted, or in memory of this user's, or over Gloo
+# (group.py), which docs/security.md says is neither; nothing else may unpickle.
+MESSAGES = {"mnnvl_lab/ranks/engine.py", "mnnvl_lab/ranks/cluster.py", "mnnvl_lab/ranks/group.py"}
 UNPICKLING = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("pd", "read_pickle"), ("yaml", "load")}
 
 

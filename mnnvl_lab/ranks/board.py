@@ -7,6 +7,7 @@ here it costs as many changes of process as there are ranks.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnnvl_lab.errors import RankTimeout
+from mnnvl_lab.errors import RankError, RankTimeout
 from mnnvl_lab.ranks.sync import Fence, new_segment, wait_until
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Board:
 
     Raises:
         RankTimeout: the first member has not come within the limit.
+        RankError: what it named is another user's.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Board:
         counters_bytes = LINE_BYTES * len(ranks)
         size_bytes = counters_bytes + SIDES * len(ranks) * slot_bytes
         with open(self._segment(store, size_bytes, directory), "r+b") as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():  # the store is open to whoever is on this machine
+                raise RankError(rank=ranks[0], phase="collective", cause=f"{file.name} is another user's")
             bytes_ = np.frombuffer(mmap.mmap(file.fileno(), size_bytes), dtype=np.uint8)
         self._posted_R = bytes_[:counters_bytes].view(np.int64).reshape(len(ranks), -1)[:, 0]
         self._slots = bytes_[counters_bytes:].reshape(SIDES, len(ranks), slot_bytes)
