@@ -9,6 +9,9 @@ ARGS   ?=
 ROOT   ?=
 OPENED ?= notebooks/00-quickstart.ipynb
 
+# Tests start hundreds of processes: let them share compiled modules, also where the environment says not to keep any.
+test test-notebooks test-cluster test-browser: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: quickstart test test-notebooks test-cluster test-browser site lab explore notebooks bench soak lint clean
 
 quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebook, figures and records under out/
@@ -17,7 +20,7 @@ quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebo
 test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side (many of them wait), then those that need the machine to themselves
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m 'not serial and not notebook' -n $(JOBS) --dist loadgroup
-	$(BIN)/python -m pytest -m 'serial and not notebook'
+	$(BIN)/python -m pytest -m 'serial and not notebook' $$(grep -l mark.serial tests/*.py)
 
 test-notebooks: $(VENV)/.ready  ## run every notebook afresh and compare it with the outputs that it keeps; write reports from the template
 	$(BIN)/python -m pytest -m 'notebook and not serial' -n $(JOBS) --dist loadgroup

@@ -13,8 +13,28 @@ from mnnvl_lab.ranks import Ranks
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 
+# jsonschema, by which nbformat checks notebooks, imports this if it can: 3 s for grammars of addresses that no notebook
+# has, in every process that collects tests.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a job that a script starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests interrupt would ignore it too
+
+LONGEST = [
+    f"tests.test_{name}"
+    for name in (
+        "transport_contract",
+        "interrupts",
+        "helper_deaths",
+        "readme",
+        "records_damage",
+        "sweep_survival",
+        "fuzz",
+        "ranks_death",
+        "checks",
+        "cli",
+    )
+]
 
 settings.register_profile("lab", deadline=None)  # a busy machine is no failure
 settings.load_profile("lab")
@@ -36,13 +56,15 @@ def _figures_go():
 
 
 def pytest_collection_modifyitems(items):
-    """Side by side, a module's tests stay in one process, which makes its fixtures (ranks, fits, reports) once.
+    """Side by side, a module's tests stay in one process, which makes its fixtures (ranks, fits, reports) once; the
+    longest begin first, so that none is left alone at the end.
 
     Tests marked `gpu` skip where no GPU is, in one place and with one reason.
     """
     for item in items:
         if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("notebook"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.module.__name__) in LONGEST else len(LONGEST))
     if count_visible_gpus():
         return
     no_gpu = pytest.mark.skip(reason="no NVIDIA GPU is visible: FlashInfer's kernels cannot run here")

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from mnnvl_lab import datasets, records
+from tests.lazy import Lazy
 
-bare = pytest.importorskip("benchmarks.bare_flashinfer", reason="needs torch")
+bare = Lazy("benchmarks.bare_flashinfer", reason="needs torch")
 
 MEDIANS = [{"mode": mode, "tokens": n, "latency_us": 10.0 + n} for mode in ("one_sided", "two_sided") for n in (1, 16)]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mnnvl_lab.hang import diagnose
@@ -86,6 +86,7 @@ ODD = st.one_of(
 ODD_FLAGS = st.dictionaries(st.sampled_from([*FLAGS, "prepare_connections", "connections", 3]), ODD)
 
 
+@example(active=1.0, mode=0.0, index=None, phase=None, flags=None, ranks="2")
 @given(active=ODD, mode=ODD, index=ODD, phase=ODD, flags=ODD_FLAGS | ODD, ranks=ODD)
 def test_whatever_a_rank_holds_is_told_or_named(active, mode, index, phase, flags, ranks):
     groups = {"ep": GROUP, "odd": SimpleNamespace(ranks=ranks, begun=active, done=mode)}
@@ -111,6 +112,13 @@ def test_an_answer_that_is_none_is_named(text):
 def test_flags_that_do_not_fit_the_ranks_are_named(active):
     hang_report = verdict_on(describe(rank_with(active=active, flags=FLAGS | {"dispatch_completion_flags": [7]})))
     assert hang_report.snapshots[0].trouble or hang_report.waits
+
+
+def test_a_group_of_ranks_that_the_layout_lacks_is_named():
+    groups = {"ep": GROUP, "odd": SimpleNamespace(ranks=[0, 2], begun=1, done=0)}
+    hang_report = verdict_on(describe(rank_with(groups=groups)))
+    assert hang_report.snapshots[0].trouble == "groups have ranks that the layout lacks (odd)"
+    assert hang_report.culprits == (1,)
 
 
 class Rank:

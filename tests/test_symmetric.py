@@ -9,9 +9,11 @@ from mnnvl_lab.transport.flashinfer import two_sided, upstream
 from mnnvl_lab.transport.flashinfer.base import between, first_line, require_prediction
 from mnnvl_lab.workspace import OneSidedWorkspace, TwoSidedWorkspace
 from mnnvl_lab.workspace.mnnvl import split_regions
+from tests.lazy import Lazy
 
-torch = pytest.importorskip("torch")
-mnnvl = pytest.importorskip("flashinfer.comm.mnnvl")
+torch = Lazy("torch")
+mnnvl = Lazy("flashinfer.comm.mnnvl")
+pytestmark = pytest.mark.xdist_group("flashinfer")  # one process imports it
 
 
 class FakeGroup:

@@ -18,9 +18,11 @@ from mnnvl_lab.planner.live import Head, grown
 from mnnvl_lab.transport.flashinfer.vllm_files import VARIABLE, find_vllm, load_managers, require_vllm, vllm_modules
 from mnnvl_lab.transport.flashinfer.vllm_managers import ONE_SIDED, TWO_SIDED
 from tests import fake_vllm
+from tests.lazy import Lazy
 
-moe_ep = pytest.importorskip("flashinfer.moe_ep", reason="flashinfer-python is not installed here")
-import torch  # noqa: E402
+moe_ep = Lazy("flashinfer.moe_ep", reason="flashinfer-python is not installed here")
+torch = Lazy("torch")
+pytestmark = pytest.mark.xdist_group("flashinfer")  # one process imports it
 
 REAL = find_vllm()
 QUANT = {"bf16": "BF16", "nvfp4": "NVFP4", "mxfp8": "MXFP8", "fp8_block": "DeepSeekFp8"}
@@ -69,7 +71,7 @@ def asked(monkeypatch):
         made.params, made.config, made._alltoall = params, backend, None
         return made
 
-    monkeypatch.setattr(moe_ep, "create_communication", create)
+    monkeypatch.setattr("flashinfer.moe_ep.create_communication", create)
     monkeypatch.setattr(torch.distributed, "barrier", lambda group=None: None)
     for name in ("current_device_index", "empty_cache", "synchronize"):
         monkeypatch.setattr(torch.accelerator, name, lambda: 0)

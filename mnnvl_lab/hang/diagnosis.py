@@ -50,14 +50,25 @@ def wait_for_graph(snapshots: Mapping[int, Snapshot]) -> list[Wait]:
     return found
 
 
-def readable(snapshot: Snapshot) -> Snapshot:
-    """The snapshot, without flags from which no waits can be read: `trouble` then says why."""
+def readable(snapshot: Snapshot, world: range) -> Snapshot:
+    """The snapshot, without flags and groups from which no waits can be read: `trouble` then says why.
+
+    Args:
+        world: global ranks of the layout; nobody waits for any other.
+    """
+    trouble, flags = [snapshot.trouble], snapshot.flags
     try:
-        list(_in_kernels(snapshot))
+        strangers = {wait.awaited for wait in _in_kernels(snapshot)} - set(world)
+        problem = f"they wait for ranks {sorted(strangers)}, which the layout lacks" if strangers else ""
     except Exception as error:
-        trouble = "; ".join(filter(None, [snapshot.trouble, f"its flags cannot be read ({error!r})"]))
-        return replace(snapshot, flags={}, trouble=trouble)
-    return snapshot
+        problem = repr(error)
+    if problem:
+        trouble.append(f"its flags cannot be read ({problem})")
+        flags = {}
+    groups = {name: each for name, each in snapshot.collectives.items() if set(each.ranks) <= set(world)}
+    if odd := sorted(snapshot.collectives.keys() - groups.keys()):
+        trouble.append(f"groups have ranks that the layout lacks ({', '.join(odd)})")
+    return replace(snapshot, flags=flags, collectives=groups, trouble="; ".join(filter(None, trouble)))
 
 
 def in_round(wait: Wait, snapshots: Mapping[int, Snapshot]) -> bool:
@@ -268,7 +279,8 @@ class HangReport:
 
 def diagnose(snapshots: Mapping[int, Snapshot], layout: Layout, *, limit_s: float) -> HangReport:
     """Work out from what the ranks show who waits for whom."""
-    read = {rank: readable(snapshot) for rank, snapshot in snapshots.items()}
+    world = range(layout.world_size)
+    read = {rank: readable(snapshot, world) for rank, snapshot in snapshots.items()}
     return HangReport(layout=layout, snapshots=read, waits=tuple(wait_for_graph(read)), limit_s=limit_s)
 
 

@@ -65,14 +65,14 @@ def _read_device(rank: Rank) -> Reading:
 
 
 def segment_bytes() -> int:
-    """Bytes of shared segments that this process maps; 0 where the system does not list mappings."""
+    """Bytes of rows of workspaces that this process maps; 0 where the system does not list mappings."""
     maps = psutil.Process().memory_maps(grouped=False) if LISTS_MAPPINGS else ()
     return sum(entry.size for entry in maps if SEGMENT_NAME in _file(entry.path))
 
 
 def _file(path: str) -> str:
-    """Segments are `/memfd:mnnvl_lab`, or `segment-...` in a directory of the ranks whose name has it too."""
-    return path if path.startswith("/memfd:") or "/segment-" in path else ""
+    """Rows are `/memfd:mnnvl_lab-row`, or `segment-row-...` in a directory of the ranks whose name has it too."""
+    return path if path.startswith("/memfd:mnnvl_lab-row") or "/segment-row-" in path else ""
 
 
 def _resident_bytes() -> int:

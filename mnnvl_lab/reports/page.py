@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from copy import deepcopy
 from html import escape
 from importlib import resources
-
-import nbformat
+from typing import TYPE_CHECKING
 
 from mnnvl_lab.plots.fonts import font_faces, letters_of
+
+if TYPE_CHECKING:
+    import nbformat
 
 ID = "numbers"
 """Of the script element with the page's numbers."""

@@ -10,8 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import nbformat
+from typing import TYPE_CHECKING
 
 from mnnvl_lab.errors import LabError, RecordError, Refused, named_arguments
 from mnnvl_lab.reports.browser import find_chromium, print_to_pdf
@@ -19,6 +18,9 @@ from mnnvl_lab.reports.evidence import NEEDS, Evidence
 from mnnvl_lab.reports.machine import page_command
 from mnnvl_lab.reports.numbers import numbers
 from mnnvl_lab.reports.page import page_of
+
+if TYPE_CHECKING:
+    import nbformat
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "notebooks" / "template-write-up.ipynb"
 NAME = "write-up"
@@ -113,6 +115,8 @@ def _template(path: str | os.PathLike | None) -> nbformat.NotebookNode:
             f"{path}: no such template; it comes with the source checkout: clone the repository, or name a notebook "
             "with --template"
         )
+    import nbformat  # 3 s, for the grammars of the library that checks notebooks
+
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:
