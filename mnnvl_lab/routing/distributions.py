@@ -94,9 +94,10 @@ class Balanced(Routing):
     """Every rank receives the same number of rows, and every expert the same load up to rounding.
 
     With equal token counts rows are exactly equal: each token goes to min(K, R) ranks, and these take turns. Experts'
-    loads differ by at most 1; where E does not divide by R, by at most 2. Equal rows come first, though: with such an E
-    and K < R, or a K so small that one copy per token is already more than a small rank's fair share, loads are equal
-    only within a rank.
+    loads differ by at most 1. Where E does not divide by R they are equal after every E tokens, and differ by at most 2
+    in between, rarely by 3 (in 10 of 22,594 cases tried, such as 11 tokens with E = 12, K = 9, R = 5). Equal rows come
+    first, though: with such an E and K < R, or a K so small that one copy per token is already more than a small rank's
+    fair share, loads are equal only within a rank.
     """
 
     label: ClassVar[str] = "balanced"
