@@ -11,7 +11,8 @@ from mnnvl_lab.exchange import Exchange, Handle, Received
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure import Delay, Point, Sampling, Sweep, measure
 from mnnvl_lab.measure.check import check_combined, check_received
-from mnnvl_lab.measure.clocks import ANNOTATION, Sample, require_cuda, spans
+from mnnvl_lab.measure.clocks import ANNOTATION, require_cuda, spans
+from mnnvl_lab.measure.point import Sample
 from mnnvl_lab.measure.run import collect, median_uncertainty
 from mnnvl_lab.measure.workload import Source, Work
 from mnnvl_lab.oracle import Oracle, payload

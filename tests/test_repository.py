@@ -222,6 +222,12 @@ def test_what_reads_tables_needs_neither_ranks_nor_torch(part):
     assert run_python(code).strip() == "[]"
 
 
+@pytest.mark.parametrize("part", ["measure", "measure.run", "ranks", "explorer", "cli.sweep"])
+def test_what_starts_a_sweep_leaves_torch_to_the_ranks(part):
+    """Importing it takes longer than all else that a notebook waits for."""
+    assert run_python(f"import sys, mnnvl_lab.{part}; print('torch' in sys.modules)").strip() == "False"
+
+
 UNWANTED = ("torch", "flashinfer", "ipyparallel", "mnnvl_lab.ranks", "mnnvl_lab.transport", "mnnvl_lab.processes")
 
 

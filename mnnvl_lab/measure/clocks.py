@@ -22,22 +22,12 @@ import torch
 
 from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import Batch
-from mnnvl_lab.measure.point import Delay, Sampling
+from mnnvl_lab.measure.point import Delay, Sample, Sampling
 from mnnvl_lab.transport.base import Transport
 
 ANNOTATION = "mnnvl_lab."
 L2_FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU
 SLEEP_CYCLES = 4_000_000  # about 2 ms, longer than it takes to launch two rounds under the profiler
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One phase of one iteration on one rank. `start_us` is the host's monotonic clock, shared by its processes."""
-
-    phase: str
-    iteration: int
-    start_us: float
-    latency_us: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,3 +170,13 @@ class Point:
             "l2": "cold" if self.cold_l2 else "warm",
             "repeat": self.repeat,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One phase of one iteration on one rank. `start_us` is the host's monotonic clock, shared by its processes."""
+
+    phase: str
+    iteration: int
+    start_us: float
+    latency_us: float

@@ -18,8 +18,7 @@ from mnnvl_lab import records
 from mnnvl_lab.errors import Interrupted, Refused, named_arguments
 from mnnvl_lab.hardware import count_visible_gpus
 from mnnvl_lab.layout import Layout
-from mnnvl_lab.measure.clocks import Sample
-from mnnvl_lab.measure.point import Point, Sampling
+from mnnvl_lab.measure.point import Point, Sample, Sampling
 from mnnvl_lab.measure.sweep import Sweep
 from mnnvl_lab.progress import Progress
 from mnnvl_lab.ranks import Ranks
@@ -78,7 +77,7 @@ class PointResult:
     """What one rank returns from a point.
 
     Attributes:
-        samples: one dict per sample, the fields of `clocks.Sample`.
+        samples: one dict per sample, the fields of `point.Sample`.
         stopped: what ended the sampling, `converged`, `budget` or `max_samples`.
         checked: how strictly the rounds before and after were checked: `exact` bits, or `bounded` by rounding.
         note: what the transport did to stay right beyond the protocol; empty if nothing.
