@@ -55,6 +55,7 @@ def _figures_go():
         pyplot.close("all")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Side by side, a module's tests stay in one process, which makes its fixtures (ranks, fits, reports) once; the
     longest begin first, so that none is left alone at the end.
