@@ -34,6 +34,16 @@ def test_every_wrong_batch_is_refused_on_all_ranks_and_the_next_round_is_right(h
         assert told[0][name].startswith(f"Refused: {BEGINNINGS[name]}"), told[0][name]
 
 
+def test_ranks_do_not_meet_for_a_wrong_batch(host_ranks):
+    """Before a round of another size, as `dispatch` does by itself."""
+    host_ranks.use(LAYOUT)
+    wrong = changes(masks=False)
+    told = host_ranks.run(on.refusals, exchange("one_sided"), LOAD, wrong, "meet")
+    for name in wrong:
+        assert len({messages[name] for messages in told}) == 1, [messages[name] for messages in told]
+        assert told[0][name].startswith(f"Refused: {BEGINNINGS[name]}"), told[0][name]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_partials_of_another_form_are_refused_on_all_ranks(host_ranks, mode):
     host_ranks.use(LAYOUT)

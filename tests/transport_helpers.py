@@ -316,14 +316,14 @@ def unequal_exchange(rank, exchange):
     return said
 
 
-def refusals(rank, exchange, load, mutations):
+def refusals(rank, exchange, load, mutations, call="dispatch"):
     """One rank's batch after the other made wrong; what every rank is told, with a right round after each."""
     said = {}
     with open_transport(rank, exchange) as transport:
         for name, mutate in mutations.items():
             batch = batch_of(rank, exchange, load)
             wrong = mutate(batch) if rank.group("ep").rank == exchange.ep_size // 2 else batch
-            said[name] = refusal(lambda wrong=wrong: transport.dispatch(wrong))
+            said[name] = refusal(lambda wrong=wrong: getattr(transport, call)(wrong))
             one_round(rank, transport, load)
     return said
 

@@ -72,9 +72,8 @@ def gather(
     outcome, waiting = Outcome(), dict(pending)
     deadline = limit = time.monotonic() + timeout_s
     while waiting:
-        wait(waiting.values(), timeout=POLL_S, return_when=FIRST_COMPLETED)
-        cluster.require_helpers()
-        gone = [rank for rank in waiting if not cluster.alive(processes[rank])]
+        finished, _ = wait(waiting.values(), timeout=POLL_S, return_when=FIRST_COMPLETED)
+        gone = [] if finished else _dead(cluster, {rank: processes[rank] for rank in waiting})
         done = [rank for rank, future in waiting.items() if future.done()]
         for rank in done:
             outcome.take(rank, waiting.pop(rank))
@@ -90,6 +89,16 @@ def gather(
             break
     outcome.silent = list(waiting)
     return outcome
+
+
+def _dead(cluster: Cluster, processes: Mapping[int, Process]) -> list[int]:
+    """Ranks whose process has ended.
+
+    Raises:
+        HelperDied: no answer can come any more.
+    """
+    cluster.require_helpers()
+    return [rank for rank, process in processes.items() if not cluster.alive(process)]
 
 
 def _grace_s(outcome: Outcome) -> float:

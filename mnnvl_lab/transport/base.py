@@ -173,10 +173,11 @@ class Transport(ABC):
         active ranks; the others may be dead.
 
         Raises:
-            Refused: the active ranks bring rounds of different form; on all of them.
+            Refused: the batch of one is wrong, or the active ranks bring rounds of different form; on all of them.
         """
+        problem = batch_problem(self.exchange, batch, self.ep_rank, self.rank.device)
         self._finish_pulls()
-        agree(active_group(self.rank, batch), signature(batch), None)
+        agree(active_group(self.rank, batch), {} if problem else signature(batch), problem)
         self._laid_out_for = batch.runtime_max_tokens
 
     def dispatch(self, batch: Batch, *, validated: bool = False) -> Received:
