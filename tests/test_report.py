@@ -244,6 +244,21 @@ class TestRefusals:
         assert (out / "mine.txt").read_text() == "kept"
         assert (out / "write-up.html").exists()
 
+    def test_figures_of_an_earlier_page_go_and_others_stay(self, tmp_path):
+        out, source = tmp_path / "out", records.save(small(), tmp_path / "small.parquet")
+        lab.report(source, out=out, pdf=False)
+        figures = out / "figures"
+        (figures / ".mnnvl_lab-written.json").write_text('["old.svg", "mine.txt", "../write-up.ipynb", 3]')
+        for name in ("old.svg", "mine.svg", "mine.txt"):
+            (figures / name).write_text("")
+        lab.report(source, out=out, pdf=False, force=True)
+        assert not (figures / "old.svg").exists()
+        assert {path.name for path in figures.iterdir()} >= {"mine.svg", "mine.txt"}
+        listed = json.loads((figures / ".mnnvl_lab-written.json").read_text())
+        assert listed
+        assert {*listed, "mine.svg", "mine.txt", ".mnnvl_lab-written.json"} == {path.name for path in figures.iterdir()}
+        assert (out / "write-up.ipynb").exists()
+
     @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "foreign", "knobs", "memory", "links"])
     def test_a_file_that_is_no_record_is_named_before_anything_is_written(self, kind, tmp_path, capsys):
         path = tmp_path / "bad.parquet"

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).resolve().parents[2] / "notebooks" / "template-write-up.ipynb"
 NAME = "write-up"
 NUMBERS = "numbers.json"
+FIGURES = Path("figures")
+WRITTEN = FIGURES / ".mnnvl_lab-written.json"
+"""Names of the figures that a report has left here, so that a later one takes away those that it does not have."""
 NEEDS_TAG = "needs-"
 CELL_TIMEOUT_S = 300
 
@@ -67,7 +70,7 @@ def report(
 
     Args:
         files: record files of sweeps; memory ledgers and link rates beside them.
-        out: folder; made. What is in it stays, but for files of these names.
+        out: folder; made. What is in it stays, but for files of these names and figures of an earlier report.
         question: what the page asks; the template's own where empty.
         force: write into a folder that is there already and not empty.
         pdf: print the page too, if Chromium is there (`MNNVL_LAB_CHROMIUM` names another browser).
@@ -91,6 +94,8 @@ def report(
         executed = _executed(notebook, given, folder / f"{NAME}.ipynb")
         page = _write_page(executed, evidence, folder)
         note = _printed(page, folder) if pdf else "not asked for"
+        (folder / FIGURES).mkdir(exist_ok=True)
+        (folder / WRITTEN).write_text(json.dumps(sorted(path.name for path in (folder / FIGURES).iterdir())))
         _move(folder, out)
     done = {name: out / file for name, file in (("html", f"{NAME}.html"), ("notebook", f"{NAME}.ipynb"))}
     return WriteUp(folder=out, **done, numbers=out / NUMBERS, pdf=None if note else out / f"{NAME}.pdf", note=note)
@@ -187,10 +192,22 @@ def _printed(page: Path, folder: Path) -> str:
     return ""
 
 
+def _figures_of_earlier(out: Path) -> list[Path]:
+    """Figures that an earlier report has left in this folder; whatever else lies there is its owner's."""
+    try:
+        names = json.loads((out / WRITTEN).read_text())
+    except (OSError, ValueError):
+        return []
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    here = {path.name: path for path in (out / FIGURES).iterdir() if path.suffix in (".svg", ".pdf")}
+    return [path for name, path in here.items() if name in listed and path.is_file()]
+
+
 def _move(folder: Path, out: Path) -> None:
     """Everything that was made into the folder that was asked for, the page last."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{NAME}.pdf").unlink(missing_ok=True)  # an earlier page's must not stand beside this one
+    for earlier in [out / f"{NAME}.pdf", *_figures_of_earlier(out)]:  # must not stand beside this page
+        earlier.unlink(missing_ok=True)
     for path in sorted(folder.rglob("*"), key=lambda path: path.suffix == ".html"):
         if path.is_file():
             target = out / path.relative_to(folder)
