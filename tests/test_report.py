@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbformat.v4 import new_notebook
 
@@ -20,6 +21,7 @@ from mnnvl_lab.datasets import DATA, load_recorded
 from mnnvl_lab.errors import LabError, RecordError, Refused
 from mnnvl_lab.records.statistics import median_interval
 from mnnvl_lab.reports.browser import VARIABLE, find_chromium
+from mnnvl_lab.reports.caveats import _samples as caveats_of
 from mnnvl_lab.reports.evidence import NEEDS, Evidence
 from mnnvl_lab.reports.machine import page_command
 from mnnvl_lab.reports.numbers import frame
@@ -229,6 +231,14 @@ class TestPage:
         assert "python -m mnnvl_lab report" in written.text
         assert "git checkout 9f9f057346da636404e093599e4bcdc888dd80f7" in written.text
         assert "How fast?" in written.text
+
+
+def test_points_that_differ_in_capacity_alone_are_counted_apart():
+    few = small().query("mode == 'one_sided' and clock == 'graph' and iteration < 5")
+    points = few.groupby(["phase", "tokens"]).ngroups
+    both = pd.concat([few, few.assign(max_tokens=2 * few["max_tokens"])])
+    [words] = [words for words in caveats_of(both) if "fewer than" in words]
+    assert words.startswith(f"{2 * points} of {2 * points} points have fewer than 100 iterations (least 5)")
 
 
 class TestRefusals:

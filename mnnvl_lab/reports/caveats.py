@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from mnnvl_lab.records import protection_of
+from mnnvl_lab.records.schema import POINT_COLUMNS
 from mnnvl_lab.reports.inputs import SAMPLES, Source
 
 FEW = 100
@@ -73,8 +74,9 @@ def missing(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _samples(table: pd.DataFrame) -> Iterator[str]:
-    names = ["mode", "clock", "phase", "tokens", "routing", "format", "ep_size", "delay_us", "repeat"]
-    points = table.groupby(names, sort=False).agg(n=("iteration", "nunique"), stopped=("stopped", "first"))
+    points = table.groupby(list(POINT_COLUMNS), sort=False, dropna=False).agg(
+        n=("iteration", "nunique"), stopped=("stopped", "first")
+    )
     few = int((points["n"] < FEW).sum())
     if few:
         yield (

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from mnnvl_lab.records import protection_of
+from mnnvl_lab.records.schema import POINT_COLUMNS
 from mnnvl_lab.reports.blocks import Block, bullets, commands, facts, joined, paragraph
 from mnnvl_lab.reports.inputs import SAMPLES, Source
 
@@ -81,12 +82,11 @@ def _method(source: Source) -> Block:
 
 
 def _points(table: pd.DataFrame) -> pd.DataFrame:
-    return table.drop_duplicates(["mode", "clock", "phase", "tokens", "routing", "format", "delay_us", "repeat"])
+    return table.drop_duplicates(list(POINT_COLUMNS))
 
 
 def _iterations(table: pd.DataFrame) -> pd.Series:
-    names = ["mode", "clock", "phase", "tokens", "routing", "format", "ep_size", "delay_us", "delayed_rank", "repeat"]
-    return table.groupby(names)["iteration"].nunique()
+    return table.groupby(list(POINT_COLUMNS), dropna=False)["iteration"].nunique()
 
 
 def _checked(table: pd.DataFrame) -> str:
