@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mnnvl_lab.errors import Refused, shown
@@ -267,6 +267,7 @@ JUNK = st.recursive(
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example({"routings": (np.array([1, 2]), None)})
 @given(st.dictionaries(st.sampled_from([f.name for f in fields(Sweep)]), JUNK, max_size=3))
 def test_a_sweep_of_junk_works_or_is_refused(junk):
     with suppress(Refused):

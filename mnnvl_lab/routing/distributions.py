@@ -359,7 +359,7 @@ def parse(text: Routing | str) -> Routing:
     if isinstance(text, Routing):
         return text
     name, *values = text.split(":") if isinstance(text, str) else [text]
-    if name in ("replay", "placed"):
+    if isinstance(name, str) and name in ("replay", "placed"):
         itself = {"replay": "Replay(table_TK)", "placed": "Placed(routing=..., placement=...)"}[name]
         raise Refused(f"routing {shown(text)}: a {name} routing is more than its label; pass {itself} itself")
     labels = {cls.label: cls for cls in ROUTINGS}
