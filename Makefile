@@ -19,7 +19,7 @@ quickstart: $(VENV)/.ready  ## set up, run the quickstart notebook, leave notebo
 
 test: $(VENV)/.ready  ## set up, lint, run the tests, JOBS side by side (many of them wait), then those that need the machine to themselves
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m 'not serial and not notebook' -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -m 'not serial and not notebook' -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 	$(BIN)/python -m pytest -m 'serial and not notebook' $$(grep -l mark.serial tests/*.py)
 
 test-notebooks: $(VENV)/.ready  ## run every notebook afresh and compare it with the outputs that it keeps; write reports from the template

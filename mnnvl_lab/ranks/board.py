@@ -1,7 +1,7 @@
 """All-gather of small objects among processes of one machine, through a segment of memory that all of them map.
 
-On `host` ranks outnumber the cores. A collective of Gloo, which wakes a thread per message, then costs milliseconds;
-here it costs as many changes of process as there are ranks.
+On `host` ranks outnumber the cores, and a point on warm ranks calls eight small collectives: through memory they take a
+fraction of what they take through Gloo (`python -m benchmarks.lab`).
 """
 
 from __future__ import annotations
@@ -96,8 +96,14 @@ class Board:
         wait_until(ready, limit_s=self._limit_s, on_timeout=self._on_timeout, check=self._check)
 
     def _on_timeout(self) -> RankTimeout:
-        posted = self._posted_R.tolist() if self._calls else [1] * len(self._ranks)
-        late = [rank for rank, calls in zip(self._ranks, posted, strict=True) if calls < max(self._calls, 1)]
-        me, missing = self._ranks[self._place], ", ".join(map(str, late)) or str(self._ranks[0])
-        cause = f"rank {me} waited {self._limit_s:g} s in a collective call ({self._name}) for rank {missing}"
-        return RankTimeout(rank=late[0] if late else self._ranks[0], phase="collective", cause=cause)
+        late = self._late()
+        me, missing = self._ranks[self._place], ", ".join(map(str, late))
+        awaited = f"rank {missing}" if late else "ranks that came just now"
+        cause = f"rank {me} waited {self._limit_s:g} s in a collective call ({self._name}) for {awaited}"
+        return RankTimeout(rank=next(iter(late), me), phase="collective", cause=cause)
+
+    def _late(self) -> list[int]:
+        """Members that have not posted; before the first call the one whose segment is awaited."""
+        if not self._calls:
+            return [self._ranks[0]]
+        return [self._ranks[place] for place in np.flatnonzero(self._posted_R < self._calls)]

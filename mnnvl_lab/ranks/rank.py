@@ -165,9 +165,11 @@ class Rank:
 
     def group(self, name: str) -> Group:
         """This rank's group `world`, `ep`, `tp`, `dp`, `pcp` or `pp`."""
-        world = tuple(range(self.layout.world_size))
-        return self.groups.get(name) or self.subgroup(
-            name, world if name == "world" else self.layout.group_of(name, self.index)
+        if name in self.groups:
+            return self.groups[name]
+        world = name == "world"
+        return self.subgroup(
+            name, tuple(range(self.layout.world_size)) if world else self.layout.group_of(name, self.index)
         )
 
     def subgroup(self, name: str, ranks: tuple[int, ...]) -> Group:
