@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,8 +46,11 @@ def one_sided(rank: int, ranks: int, tokens: int, ids: torch.Tensor, rows: torch
     return run
 
 
-def two_sided(rank: int, ranks: int, tokens: int, ids: torch.Tensor, rows: torch.Tensor):
-    """A round of `MnnvlMoe`: prepare, move, combine."""
+def two_sided(rank: int, ranks: int, tokens: int, ids: torch.Tensor, rows: torch.Tensor, *, freed: bool = False):
+    """A round of `MnnvlMoe`: prepare, move, combine; received rows are held until it ends, as experts need them.
+
+    With `freed` their memory goes back before combine, which then may take it for its own rows.
+    """
     from flashinfer.comm.mapping import Mapping
     from flashinfer.comm.mnnvl import MnnvlConfig, MnnvlMemory, TorchDistBackend
     from flashinfer.comm.trtllm_alltoall import MnnvlMoe
@@ -63,13 +67,19 @@ def two_sided(rank: int, ranks: int, tokens: int, ids: torch.Tensor, rows: torch
         info, _, _, _ = MnnvlMoe.mnnvl_moe_alltoallv_prepare_without_allgather(
             ids, weights, None, prepare, tokens, rank, ranks, EXPERTS, EXPERTS, TOP_K
         )
-        MnnvlMoe.mnnvl_moe_alltoallv(rows, info, fifos, rank, ranks)
+        received = MnnvlMoe.mnnvl_moe_alltoallv(rows, info, fifos, rank, ranks)
+        if freed:
+            del received
         MnnvlMoe.mnnvl_moe_alltoallv_combine(partials, info, fifos, rank, ranks, TOP_K, tokens)
 
     return run
 
 
-MODES = {"one_sided": one_sided, "two_sided": two_sided}
+MODES = {
+    "one_sided": one_sided,
+    "two_sided": two_sided,
+    "two_sided_rows_freed": partial(two_sided, freed=True),
+}
 
 
 def median_us(run) -> float:
@@ -116,7 +126,7 @@ def work(rank: int, ranks: int, tokens_list: Sequence[int], port: int, out: Path
             found_us = median_us(make(rank, ranks, tokens, ids, rows))
             medians.append({"mode": name, "tokens": tokens, "latency_us": round(found_us, 1)})
             if rank == 0:
-                print(f"{name:10} {tokens:6} tokens per rank {found_us:9.1f} us", flush=True)
+                print(f"{name:20} {tokens:6} tokens per rank {found_us:9.1f} us", flush=True)
     if rank == 0:
         out.write_text(json.dumps(medians))
     dist.barrier()

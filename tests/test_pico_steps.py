@@ -4,8 +4,13 @@ import os
 
 import pytest
 
+from mnnvl_lab.errors import Refused
+from mnnvl_lab.exchange import Exchange
+from mnnvl_lab.layout import Layout
+from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.transport.pico import steps
 from mnnvl_lab.transport.pico.launch import COUNTED_TOKENS, MOST_SPLIT, PULLED_TOKENS, Tuning, power_of_two
+from tests import transport_helpers as on
 from tools.pico_stress import SIZES
 
 TARGETS = [[0, 1], [1, 1], [1, 0]]
@@ -62,20 +67,43 @@ def test_only_pairs_push_and_only_in_large_rounds():
     assert {tokens for tokens, _ in pushing} == {4096, 8192}
 
 
+EVERY_WAY = {(False, False, False), (True, False, False), (True, True, False), (True, True, True)}
+INTERPRETED_SIZES = (5, 6, 12, 40)  # tokens per rank
+
+
+def ways(tuning, sizes):
+    """Slots by atomics or counted, one flag or one per program, pushed or pulled: at each of these sizes."""
+    return [(chosen.atomics, chosen.one_flag, bool(chosen.pushers)) for chosen in map(tuning, sizes)]
+
+
 def test_the_stress_takes_every_way_through_the_kernels():
-    taken = {(tuning.count, bool(tuning.pushers)) for tuning in map(Tuning.of, SIZES)}
-    assert taken == {(True, False), (False, False), (False, True)}
+    assert set(ways(Tuning.of, SIZES)) == EVERY_WAY
+
+
+def test_rounds_that_take_turns_at_every_way_are_right(host_ranks):
+    """Slot counters that a round leaves behind, or flags that it does not raise, would show in the next one."""
+    assert set(ways(Tuning.interpreted, INTERPRETED_SIZES)) == EVERY_WAY
+    exchange = Exchange(mode="pico", layout=Layout(dp=2), max_tokens=40, hidden=64, experts=8, top_k=2)
+    sizes = (*INTERPRETED_SIZES, *reversed(INTERPRETED_SIZES), (6, 0), (0, 12), 6)
+    loads = [Load(routing=Uniform(), tokens=tokens, seed=seed) for seed, tokens in enumerate(sizes)]
+    host_ranks.use(exchange.layout)
+    assert host_ranks.run(on.rounds, exchange, loads, timeout_s=60) == [len(sizes)] * 2
+
+
+def test_one_flag_for_counted_slots_is_refused():
+    with pytest.raises(Refused, match="one_flag is set and atomics is not"):
+        Tuning(one_flag=True)
 
 
 @pytest.mark.parametrize("tuning", [Tuning.of, Tuning.interpreted])
 def test_programs_have_a_flag_each_and_slots_by_atomics_whole_rows(tuning):
     for tokens in range(1, 2 * PULLED_TOKENS):
         chosen = tuning(tokens)
-        if chosen.count:
+        if chosen.atomics:
+            assert chosen.dispatch_split == 1
+        else:
             assert tokens <= COUNTED_TOKENS
             assert chosen.dispatch_split <= MOST_SPLIT
-        else:
-            assert chosen.dispatch_split == 1
         assert not chosen.pushers or chosen.combine_split == 1
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pandas as pd
 
@@ -49,46 +49,54 @@ class Step:
 
 def ladder() -> tuple[Step, ...]:
     """The rungs in the order in which they were climbed."""
-    atomics, counted = {"count": False}, {"count": True}
     return (
-        Step(name="put and pull", settings=atomics, pdl=False),
-        Step(name="launched early", settings=atomics),
-        Step(name="counted slots", settings=counted, most=COUNTED_MOST),
+        Step(name="put and pull", settings=dict(ONE_FLAG), pdl=False),
+        Step(name="launched early", settings=dict(ONE_FLAG)),
+        Step(name="counted slots", settings={}, most=COUNTED_MOST),
         *(_split(n, warps) for n, warps in ((2, 8), (4, 4), (7, 4))),
-        Step(name="fused push", settings=counted | {"pushers": 1}, fused=True, most=COUNTED_MOST),
+        Step(name="fused push", settings={"pushers": 1}, fused=True, most=COUNTED_MOST),
         Step(name="fused push in 7 parts", fused=True, most=16, settings=_parts(7, 4) | {"pushers": 1}),
-        Step(name="pull in 2 parts", settings=atomics | {"combine_split": 2}, least=32, most=2048),
-        Step(name="pull with 4 warps", settings=atomics | {"combine_warps": 4}, least=32),
-        Step(name="put with 16 warps", settings=atomics | {"dispatch_warps": 16}, least=128),
+        *(_flagged(*numbers) for numbers in FLAGGED),
+        Step(name="pull in 2 parts", settings=ONE_FLAG | {"combine_split": 2}, least=32, most=2048),
+        Step(name="pull with 4 warps", settings=ONE_FLAG | {"combine_warps": 4}, least=32),
+        Step(name="put with 16 warps", settings=ONE_FLAG | {"dispatch_warps": 16}, least=128),
         *(_pulled(parts, warps, put) for parts, warps, put in PULLED),
         *(_pushers(*numbers) for numbers in PUSHERS),
     )
 
 
+ONE_FLAG = MappingProxyType({"atomics": True, "one_flag": True})
+FLAGGED = ((8, 1, 8), (8, 2, 8), (8, 4, 4), (4, 4, 4), (4, 7, 2))
 PULLED = ((1, 4, 16), (2, 4, 8), (2, 8, 16), (4, 4, 8), (4, 4, 16))
 PUSHERS = (
     *((264, 8, 16), (528, 8, 8), (528, 8, 16), (792, 8, 16), (1056, 8, 16), (1056, 4, 16), (2112, 4, 16)),
-    *((396, 8, 16), (528, 4, 16), (264, 16, 16), (528, 8, 16, 2), (264, 8, 16, 2), (264, 8, 16, 4)),
+    *((396, 8, 16), (512, 8, 16), (256, 16, 16), (264, 16, 16), (528, 8, 16, 2), (264, 8, 16, 2), (264, 8, 16, 4)),
 )
-"""Programs that push, warps of combine and of dispatch, rows per flag. Those of the second line were not tried yet."""
+"""Programs that push, warps of combine and of dispatch, rows per flag."""
 
 
 def _parts(count: int, warps: int) -> dict:
     split = {"dispatch_split": count, "combine_split": count}
-    return {"count": True, **split, "dispatch_warps": warps, "combine_warps": warps}
+    return split | {"dispatch_warps": warps, "combine_warps": warps}
 
 
 def _split(count: int, warps: int) -> Step:
     return Step(name=f"counted, in {count} parts", settings=_parts(count, warps), most=64)
 
 
+def _flagged(put: int, parts: int, warps: int) -> Step:
+    settings = {"atomics": True, "combine_split": parts, "combine_warps": warps, "dispatch_warps": put}
+    name = f"atomics, flag per program of {put} warps, pull in {parts} parts of {warps} warps"
+    return Step(name=name, settings=settings, most=256)
+
+
 def _pulled(parts: int, warps: int, put: int) -> Step:
-    settings = {"count": False, "combine_split": parts, "combine_warps": warps, "dispatch_warps": put}
+    settings = ONE_FLAG | {"combine_split": parts, "combine_warps": warps, "dispatch_warps": put}
     return Step(name=f"pull in {parts} parts of {warps} warps, {put} put", settings=settings, least=64)
 
 
 def _pushers(count: int, warps: int, put: int, chunk: int = 1) -> Step:
-    settings = {"count": False, "pushers": count, "combine_warps": warps, "dispatch_warps": put, "chunk": chunk}
+    settings = ONE_FLAG | {"pushers": count, "combine_warps": warps, "dispatch_warps": put, "chunk": chunk}
     more = f", {chunk} rows per flag" if chunk > 1 else ""
     return Step(name=f"{count} pushers of {warps} warps, {put} put{more}", settings=settings, least=1024)
 
@@ -271,7 +279,7 @@ def precompile(layout: Layout, capacity: int, tokens: Sequence[int], steps: Sequ
     from os import cpu_count
 
     jobs = [(layout, capacity, count, step) for step in steps for count in tokens if step.serves(count)]
-    unique = {(repr(step), max(16, count - 1) .bit_length() if step.settings["count"] else 0): job
+    unique = {(repr(step), 0 if step.settings.get("one_flag") else max(16, count - 1).bit_length()): job
               for job in jobs for (_, _, count, step) in [job]}  # fmt: skip
     with ProcessPoolExecutor(min(16, cpu_count()), mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_only, unique.values()))

@@ -28,9 +28,9 @@ from tools.arguments import file_path, run_tool, tool_parser
 
 HIDDEN, EXPERTS, TOP_K = 2048, 256, 8
 GRAPH_ROUNDS = 32
-SIZES = MappingProxyType({48: 1, 256: 10, 3200: 40})
-"""Runtime max: a round that counts its slots, one that takes them from atomics and pulls, one that pushes; and by how
-much fewer rounds each gets, since they take longer."""
+SIZES = MappingProxyType({24: 1, 128: 4, 256: 10, 3200: 40})
+"""Runtime max: a round that counts its slots, one that takes them from atomics, one with one flag for all, one that
+pushes; and by how much fewer rounds each gets, since they take longer."""
 BARRIER = '    tl.debug_barrier()\n    tl.atomic_xchg(flags, epoch, mask=valid, sem="release", scope="sys")\n'
 FLAG = 'mask=valid, sem="release"'
 BROKEN = MappingProxyType(

@@ -68,6 +68,7 @@ PARTS = MappingProxyType(
         "fp8": {"formats": ("fp8_block",)},
         "hot": {"routings": (HotRank(share=0.5, rank=0),)},
         "kernel": {"clocks": ("kernel",), "modes": MODES[:2]},
+        "beside_bare": {"clocks": ("graph",), "modes": MODES[:2], "tokens": (128, 512, 4096)},
         "again": {"clocks": ("graph",), "modes": MODES[:2], "tokens": (512, 1024, 2048, 4096)},
     }
 )

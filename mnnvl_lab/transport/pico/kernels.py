@@ -128,12 +128,13 @@ def dispatch(
     main, others, experts, weights, begins, base, stride, me, T, M, blocks,
     R: tl.constexpr, R2: tl.constexpr, K: tl.constexpr, K2: tl.constexpr, E: tl.constexpr,
     WORD: tl.constexpr, WORDS: tl.constexpr, WORDS2: tl.constexpr, ALIGN: tl.constexpr,
-    COUNT2: tl.constexpr, SPLIT: tl.constexpr, AT: tl.constexpr, PDL: tl.constexpr,
+    COUNT2: tl.constexpr, ATOMICS: tl.constexpr, SPLIT: tl.constexpr, AT: tl.constexpr, PDL: tl.constexpr,
 ):
     """Puts each token's row once at every rank that owns one of its experts; program t * SPLIT + p puts part p of it.
 
-    Small rounds (COUNT2 is a power of two, at least T): each program counts earlier tokens to find its slots and raises
-    its own flag, so no atomic is waited for. Others (COUNT2 is 0): slots by atomics, one flag by the last program.
+    Slots: each program counts the tokens before its own, or (ATOMICS) takes them from counters, which combine clears.
+    Flags: each program raises its own, and one more program counts all rows (COUNT2 is a power of two, at least T); or
+    (COUNT2 is 0) the last program that comes to its end raises one flag for all.
     """
     begin_kernel(PDL)
     pid = tl.program_id(0)
@@ -152,18 +153,20 @@ def dispatch(
     to = owner(chosen, choice, E, R)
     named = most_of((to[:, None] == r[None, :]).to(tl.int32), 0)
     first = (total_of(((to[:, None] == to[None, :]) & (k[:, None] < k[None, :])).to(tl.int32), 0) == 0) & (to >= 0)
-    if COUNT2 > 0:
-        slot, count = count_slots(experts, t, T, R, R2, K, E, COUNT2)
-    else:
+    if ATOMICS:
         slot = tl.atomic_add(word(own, AT[10]) + r, 1, mask=named > 0, sem="relaxed", scope="gpu")
-        count = slot  # known to the last program alone
+        count = slot  # not known yet
+    else:
+        slot, count = count_slots(experts, t, T, R, R2, K, E, COUNT2)
     slots = put(row, chosen, weight, others, begins, base, stride, me, M, t, part, off, named, slot, to, first,
                 R, R2, K, K2, WORD, WORDS, WORDS2, ALIGN)
     if part == 0:  # for combine: for each choice the rank that it is the first to name, and the slot there
         tl.store(word(own, AT[12]) + t * K + k, tl.where(first, to, -1), mask=choice)
         tl.store(word(own, AT[13]) + t * K + k, slots, mask=choice)
     if COUNT2 > 0:
-        if pid == 0:
+        if pid == tl.num_programs(0) - 1:
+            if ATOMICS:
+                slot, count = count_slots(experts, t, T, R, R2, K, E, COUNT2)
             publish(count, base, stride, me, T, epoch, R, R2, AT)
         signal(flag_at(row_of(base, stride, r), 0, me, pid, blocks, AT), epoch, r < R)
         wait(flag_at(own, 0, tl.minimum(r, R - 1), pid, blocks, AT), epoch)
@@ -175,7 +178,7 @@ def dispatch(
 def count_slots(
     experts, t, T, R: tl.constexpr, R2: tl.constexpr, K: tl.constexpr, E: tl.constexpr, COUNT2: tl.constexpr,
 ):
-    """For each rank: how many earlier tokens go there, and how many of all."""
+    """For each rank: how many of the tokens before token t go there, and how many of all."""
     r = tl.arange(0, R2)
     every = tl.arange(0, COUNT2)
     ranks = tl.full([COUNT2], 0, tl.int64)  # one bit for each rank that a token names
@@ -223,7 +226,7 @@ def finish_last(base, stride, me, T, epoch, blocks, R: tl.constexpr, R2: tl.cons
     tl.debug_barrier()  # the counter releases and acquires: its last program has seen the stores of all others
     done = tl.atomic_add(word(own, AT[11]), 1, sem="acq_rel", scope="gpu")
     if done == tl.num_programs(0) - 1:
-        count = tl.atomic_xchg(word(own, AT[10]) + r, 0, mask=r < R, sem="relaxed", scope="gpu")
+        count = tl.load(word(own, AT[10]) + r, mask=r < R, cache_modifier=".cg")
         publish(count, base, stride, me, T, epoch, R, R2, AT)
         tl.store(word(own, AT[11]), 0)
         signal(flag_at(row_of(base, stride, r), 0, me, 0, blocks, AT), epoch, r < R)
@@ -261,10 +264,11 @@ def combine(
     own = row_of(base, stride, me)
     epoch = tl.load(word(own, AT[9])) + 1
     if pid == 0:
-        tl.store(word(own, AT[0]), epoch)
-        tl.store(word(own, AT[8]), epoch)  # for the next dispatch
         if CHUNK == 0:
             signal(flag_at(row_of(base, stride, r), 1, me, 0, blocks, AT), epoch, r < R)
+        tl.store(word(own, AT[0]), epoch)
+        tl.store(word(own, AT[8]), epoch)  # for the next dispatch
+        tl.store(word(own, AT[10]) + r, 0, mask=r < R)  # its slots
     task = pid
     if CHUNK > 0:
         task = pid - pushers

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mnnvl_lab.errors import Refused
 from mnnvl_lab.exchange import Batch, Handle, Received
 from mnnvl_lab.workspace import OneSidedWorkspace
 from mnnvl_lab.workspace.mnnvl import align_up
@@ -16,7 +17,8 @@ from mnnvl_lab.workspace.mnnvl import align_up
 if TYPE_CHECKING:
     import torch
 
-COUNTED_TOKENS = 64  # rounds of up to so many tokens per rank count their slots and need no atomics
+COUNTED_TOKENS = 64  # rounds of up to so many tokens per rank may count their slots
+FLAGGED_TOKENS = 192  # between two ranks, rounds of up to so many have a flag per program
 PULLED_TOKENS = 3072  # rounds of up to so many tokens per rank pull; larger ones push between two ranks
 MOST_SPLIT = 8
 TREE_TOP_K = (1, 2, 4, 6, 8, 10, 16, 22)  # FlashInfer's combine adds up the slots of other top_k from the left
@@ -32,14 +34,16 @@ class Tuning:
     """How one round is launched.
 
     Attributes:
-        count: slots are counted by each program, which raises its own flag; else atomics and one flag.
+        atomics: slots come from atomic counters; else each program counts the tokens before its own.
+        one_flag: the last program raises one flag for all (needs `atomics`); else each raises its own.
         pushers: programs that push rows in combine; 0 to pull.
         chunk: pushed rows per flag.
         dispatch_split, combine_split: programs per row.
         dispatch_warps, combine_warps: of one program.
     """
 
-    count: bool = True
+    atomics: bool = False
+    one_flag: bool = False
     pushers: int = 0
     chunk: int = 1
     dispatch_split: int = 1
@@ -47,22 +51,28 @@ class Tuning:
     dispatch_warps: int = 8
     combine_warps: int = 8
 
+    def __post_init__(self):
+        if self.one_flag and not self.atomics:
+            raise Refused("one_flag is set and atomics is not: counted slots have a flag per program; set both")
+
     @classmethod
     def of(cls, runtime_max_tokens: int, ep_size: int = 2) -> Tuning:
-        """What was fastest on two pairs of H200, and within 1.3 % of the fastest step on a pair of H100 (`data/pico`).
+        """What was fastest, or within a hundredth of it, on pairs of H100 and of H200 (`data/pico`).
 
         With four ranks pushing was slower than FlashInfer's pull (`data/h100x4_nvlink_ep4_bf16.parquet`, 4096 tokens
-        and more), so larger groups pull at any size.
+        and more), so larger groups pull at any size; slots by atomics with a flag per program were not measured there.
         """
         if runtime_max_tokens <= COUNTED_TOKENS // 2:
             return cls(dispatch_split=4, combine_split=4, dispatch_warps=4, combine_warps=4)
+        if runtime_max_tokens <= FLAGGED_TOKENS and ep_size <= 2:
+            return cls(atomics=True, dispatch_warps=4, combine_split=7, combine_warps=2)
         if runtime_max_tokens <= COUNTED_TOKENS:
             return cls(dispatch_split=2, combine_split=2)
-        if runtime_max_tokens <= 192:
-            return cls(count=False, combine_split=2)
+        if runtime_max_tokens <= FLAGGED_TOKENS:
+            return cls(atomics=True, one_flag=True, combine_split=2)
         if runtime_max_tokens <= PULLED_TOKENS or ep_size > 2:
-            return cls(count=False, combine_warps=4)
-        return cls(count=False, pushers=528, dispatch_warps=16)
+            return cls(atomics=True, one_flag=True, combine_warps=4)
+        return cls(atomics=True, one_flag=True, pushers=512, dispatch_warps=16)
 
     @classmethod
     def interpreted(cls, runtime_max_tokens: int) -> Tuning:
@@ -71,8 +81,9 @@ class Tuning:
         Every way of each kernel is taken at some size.
         """
         if runtime_max_tokens <= 8:
-            return cls()
-        return cls(count=False) if runtime_max_tokens <= 32 else cls(count=False, pushers=2, chunk=16)
+            return cls(atomics=runtime_max_tokens % 2 == 0)
+        large = cls(atomics=True, one_flag=True)
+        return large if runtime_max_tokens <= 32 else replace(large, pushers=2, chunk=16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +92,8 @@ class PicoWorkspace(OneSidedWorkspace):
 
     @property
     def blocks(self) -> int:
-        """Flags of one source and phase: one per program that counts, or per chunk that is pushed."""
-        return max(self.max_tokens, MOST_SPLIT * COUNTED_TOKENS)
+        """Flags of one source and phase: one per program of dispatch, or per chunk that is pushed."""
+        return max(self.max_tokens, MOST_SPLIT * COUNTED_TOKENS) + 1
 
     @property
     def total_bytes(self) -> int:
@@ -117,8 +128,9 @@ class PicoLaunch:
         begins = self.workspace.payload_offsets(row_bytes, runtime_max_tokens=M)
         width = gcd(WORD_BYTES, *row_bytes[:-2], *begins[:-2], *map(address, batch.payloads))
         words = tuple(size // width for size in row_bytes[:-2])
-        programs = M if tuning.count else max(1, batch.tokens)
-        kernels.dispatch[(programs * tuning.dispatch_split,)](
+        programs = max(1, batch.tokens) if tuning.one_flag else M
+        counting = 0 if tuning.one_flag else 1  # a program without a token counts all rows
+        kernels.dispatch[(programs * tuning.dispatch_split + counting,)](
             address(rows[0]),
             tuple(address(tensor) for tensor in rows[1:-2]),
             address(rows[-2]),
@@ -131,7 +143,8 @@ class PicoLaunch:
             WORDS=words,
             WORDS2=(power_of_two(-(-words[0] // tuning.dispatch_split)), *(power_of_two(n) for n in words[1:])),
             ALIGN=gcd(LOAD_BYTES, row_bytes[0], begins[0], address(rows[0])),
-            COUNT2=power_of_two(max(16, M)) if tuning.count else 0,
+            COUNT2=0 if tuning.one_flag else power_of_two(max(16, M)),
+            ATOMICS=tuning.atomics,
             SPLIT=tuning.dispatch_split,
             num_warps=tuning.dispatch_warps,
             **self._common(),
