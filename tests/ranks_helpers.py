@@ -9,7 +9,7 @@ import time
 import numpy as np
 import psutil
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import RankError, Refused
 
 
 class Kept:
@@ -235,6 +235,15 @@ def gather_or_die(rank, dies):
     if rank.index == dies:
         os._exit(3)
     rank.group("world").allgather(None)
+
+
+def out_of_step(rank, odd):
+    """One rank is at another collective call than the rest; how it is told, and that the group works afterwards."""
+    group = rank.group("world")
+    try:
+        group.barrier() if rank.index == odd else group.allgather(rank.index, call="check a batch")
+    except RankError as error:
+        return error.rank, error.cause, group.allgather(rank.index)
 
 
 def boards_after_gathering(rank):

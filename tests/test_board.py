@@ -109,6 +109,14 @@ def test_those_who_wait_for_a_rank_that_dies_live_on(host_ranks):
     assert [was == now for was, now in zip(before, after, strict=True)] == [True, True, False, True]
 
 
+def test_members_at_different_calls_are_told_so(host_ranks):
+    host_ranks.use(Layout(tp=2, dp=2))
+    for rank, cause, after in host_ranks.run(on.out_of_step, 2):
+        assert rank == 2
+        assert "group world are at different collective calls (rank 2: barrier; rank 0, 1, 3: check a batch)" in cause
+        assert after == [0, 1, 2, 3]
+
+
 def test_boards_of_earlier_layouts_are_let_go(host_ranks):
     for layout in [Layout(dp=4), Layout(tp=2, dp=2)] * 3:
         host_ranks.use(layout)

@@ -15,6 +15,7 @@ from mnnvl_lab.routing import Load, Padding, Uniform
 from mnnvl_lab.transport.flashinfer.small_round import EXPERTS_PER_RANK, HIDDEN, TOKENS, TOP_K
 from mnnvl_lab.transport.flashinfer.upstream import LAYERS, attempt
 from tests import gpu_helpers as on
+from tests.transport_helpers import cancelling_round
 
 GPUS = count_visible_gpus()
 pytestmark = [
@@ -267,3 +268,22 @@ def test_another_sm_limit_needs_new_ranks(two):
     assert two.run(on.checked, point("two_sided", sm_limit=8), timeout_s=FIRST_S) == [["exact"] * 2] * 2
     two.kill(0)
     two.kill(1)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """Eight ranks, several per GPU where there are fewer than eight."""
+    with Ranks(Layout(dp=8), fabric="nvlink" if GPUS > 7 else "shared_gpu") as ranks:
+        yield ranks
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("top_k", [4, 6, 8, 10, 12, 14, 16, 18, 22])
+@pytest.mark.parametrize("mode", ["one_sided", "pico"])
+def test_eight_ranks_add_up_in_the_kernels_order(eight, mode, top_k, dtype):
+    shape = {"max_tokens": 24, "hidden": 256, "experts": 64, "top_k": top_k}
+    asked = Exchange(mode=mode, layout=Layout(dp=8), combine_dtype=dtype, **shape)
+    load = Load(routing=Uniform(), tokens=24, seed=0)
+    for right, sensitive in eight.run(cancelling_round, asked, load, timeout_s=FIRST_S):
+        assert right
+        assert sensitive > 20

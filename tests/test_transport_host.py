@@ -182,7 +182,7 @@ class Alone:
 
     rank, size, ranks = 0, 1, (0,)
 
-    def allgather(self, value):
+    def allgather(self, value, *, call=""):
         return [value]
 
     def broadcast(self, value):

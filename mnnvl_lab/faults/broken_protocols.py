@@ -34,7 +34,7 @@ class Unmet(Transport):
     def meet(self, batch: Batch) -> None:
         self._laid_out_for = batch.runtime_max_tokens
 
-    def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
+    def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None, *, call: str) -> None:
         pass
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from mnnvl_lab.errors import Refused
+from mnnvl_lab.errors import RankError, Refused
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -71,23 +71,49 @@ class Group:
             )
         return self._new_group("nccl")
 
-    def allgather(self, obj: Any) -> list[Any]:
+    def allgather(self, obj: Any, *, call: str = "all-gather") -> list[Any]:
         """Every member's object, in the group's order.
 
-        One collective call for objects whose pickle fits `SMALL_BYTES` on every member, two otherwise (torch's
-        `all_gather_object` always takes two: sizes, then contents). The first one is through the board, if there is
-        one; what is larger takes Gloo.
+        Args:
+            obj: this member's; can be pickled.
+            call: what the members meet for, in words; equal on all of them.
+
+        Raises:
+            RankError: members met for different things: they are at different places in the program.
         """
         if self.size == 1:
             return [obj]
-        data = pickle.dumps(obj)
+        calls, objects = zip(*map(pickle.loads, self._gather(pickle.dumps((call, obj)))), strict=True)
+        self._require_one_call(calls)
+        return list(objects)
+
+    def _gather(self, data: bytes) -> list[bytes]:
+        """Every member's bytes.
+
+        One collective call for what fits `SMALL_BYTES` on every member, two otherwise (torch's `all_gather_object`
+        always takes two: sizes, then contents). The first one is through the board, if there is one; what is larger
+        takes Gloo.
+        """
         with self._counted():
             heads = self._gather_small(len(data).to_bytes(8, "little") + data[: SMALL_BYTES - 8])
             sizes = [int.from_bytes(head[:8], "little") for head in heads]
             if max(sizes) <= SMALL_BYTES - 8:
-                return [pickle.loads(head[8 : 8 + size]) for head, size in zip(heads, sizes, strict=True)]
+                return [head[8 : 8 + size] for head, size in zip(heads, sizes, strict=True)]
             whole = self._gather_bytes(data, max(sizes))
-        return [pickle.loads(part[:size]) for part, size in zip(whole, sizes, strict=True)]
+        return [part[:size] for part, size in zip(whole, sizes, strict=True)]
+
+    def _require_one_call(self, calls: Sequence[str]) -> None:
+        if len(set(calls)) == 1:
+            return
+        members = {call: [r for r, c in zip(self.ranks, calls, strict=True) if c == call] for call in set(calls)}
+        odd = min(members, key=lambda call: (len(members[call]), members[call]))
+        said = "; ".join(f"rank {', '.join(map(str, ranks))}: {call}" for call, ranks in sorted(members.items()))
+        raise RankError(
+            rank=members[odd][0],
+            phase="collective",
+            cause=f"the ranks of group {self.name} are at different collective calls ({said}): every member makes the "
+            "same calls in the same order; look for a rank that leaves a loop or returns early",
+        )
 
     @cached_property
     def _board(self) -> Board | None:
@@ -108,11 +134,11 @@ class Group:
 
     def broadcast(self, obj: Any, root: int = 0) -> Any:
         """The object of the member `root` (its place in the group) on all members."""
-        return self.allgather(obj if self.rank == root else None)[root]
+        return self.allgather(obj if self.rank == root else None, call="broadcast")[root]
 
-    def barrier(self) -> None:
-        """Wait until every member is here."""
-        self.allgather(None)
+    def barrier(self, call: str = "barrier") -> None:
+        """Wait until every member is here; `call` as for `allgather`."""
+        self.allgather(None, call=call)
 
     @contextmanager
     def _counted(self):

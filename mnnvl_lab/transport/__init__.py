@@ -47,7 +47,7 @@ def open_transport(rank: Rank, exchange: Exchange) -> Transport:
     """
     from mnnvl_lab.transport.validation import agree, check_exchange
 
-    agree(rank.group("ep"), vars(exchange), None)
+    agree(rank.group("ep"), vars(exchange), None, call="open a transport")
     check_exchange(exchange)
     _require_span(rank, exchange.mode)
     table = (HOST if rank.fabric == "host" else GPU) | EVERY_FABRIC

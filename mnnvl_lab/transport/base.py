@@ -161,7 +161,7 @@ class Transport(ABC):
             Refused: names the first rank whose batch is wrong, the value, the rule and the remedy.
         """
         problem = batch_problem(self.exchange, batch, self.ep_rank, self.rank.device)
-        self._agree(batch, {} if problem else signature(batch), problem)
+        self._agree(batch, {} if problem else signature(batch), problem, call="check a batch")
         if self._laid_out_for is None and not leaves_out_ranks(batch, self.ep_size):
             self._laid_out_for = batch.runtime_max_tokens
 
@@ -177,7 +177,8 @@ class Transport(ABC):
         """
         problem = batch_problem(self.exchange, batch, self.ep_rank, self.rank.device)
         self._finish_pulls()
-        agree(active_group(self.rank, batch), {} if problem else signature(batch), problem)
+        mine = {} if problem else signature(batch)
+        agree(active_group(self.rank, batch), mine, problem, call="meet before a round of another size")
         self._laid_out_for = batch.runtime_max_tokens
 
     def dispatch(self, batch: Batch, *, validated: bool = False) -> Received:
@@ -215,7 +216,8 @@ class Transport(ABC):
             Refused: on all ranks, if the partials of one have another form, or its handle is of another dispatch.
         """
         with self._moving("dispatched", "idle", "combine"):
-            self._agree(self._in_flight.batch, {}, self._combine_problem(partials, handle))
+            problem = self._combine_problem(partials, handle)
+            self._agree(self._in_flight.batch, {}, problem, call="check what combine gets")
             combined = self._combine(partials, handle)
         self._in_flight = None
         return combined
@@ -327,10 +329,10 @@ class Transport(ABC):
             self.rank.report(error)
             self.abort()
 
-    def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None) -> None:
+    def _agree(self, batch: Batch, mine: dict[str, object], problem: str | None, *, call: str) -> None:
         """All ranks together; in a round that leaves out dead ranks each for itself, for those could not answer."""
         if not leaves_out_ranks(batch, self.ep_size):
-            agree(self.group, mine, problem)
+            agree(self.group, mine, problem, call=call)
         elif problem:
             raise Refused(f"ep_rank {self.ep_rank}: {problem}")
 

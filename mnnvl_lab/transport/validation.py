@@ -292,13 +292,16 @@ def signature(batch: Batch) -> dict[str, object]:
     }
 
 
-def agree(group: Group, mine: dict[str, object], problem: str | None) -> None:
+def agree(group: Group, mine: dict[str, object], problem: str | None, *, call: str) -> None:
     """Collective. All ranks go on, or all refuse with the same words.
 
+    Args:
+        call: what for, as for `Group.allgather`.
+
     Raises:
-        Refused: a rank has a problem, or the ranks' signatures differ.
+        Refused: a rank has a problem, or the ranks' signatures differ. RankError: ranks agree on different things.
     """
-    answers = group.allgather((mine, problem))
+    answers = group.allgather((mine, problem), call=call)
     for rank, (_, theirs) in enumerate(answers):
         if theirs:
             raise Refused(f"ep_rank {rank}: {theirs}")

@@ -134,10 +134,10 @@ class SymmetricMemory:
         address, self._address, self.rows = self._address, None, None
         try:
             torch.cuda.synchronize(self.device)
-            self.group.barrier()
+            self.group.barrier("close a workspace")
         finally:
             MnnvlMemory.close_mnnvl_memory(address)
-        self.group.barrier()  # a row is given back only when its last importer has let go
+        self.group.barrier("close a workspace")  # a row is given back only when its last importer has let go
 
     def abort(self) -> None:
         """Like `close`, after an error: waits for no peer. The memory is back once all have done so. Idempotent.
