@@ -1,6 +1,7 @@
 """Pico in steps, as notebook 12 shows them."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from mnnvl_lab.routing import Load, Uniform
 from mnnvl_lab.transport.pico import steps
 from mnnvl_lab.transport.pico.launch import COUNTED_TOKENS, MOST_SPLIT, PULLED_TOKENS, Tuning, power_of_two
 from tests import transport_helpers as on
-from tools.pico_stress import SIZES
+from tools.pico_stress import BROKEN, SIZES
 
 TARGETS = [[0, 1], [1, 1], [1, 0]]
 
@@ -109,3 +110,10 @@ def test_programs_have_a_flag_each_and_slots_by_atomics_whole_rows(tuning):
 
 def test_powers_of_two():
     assert [power_of_two(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_a_broken_variant_takes_out_is_in_the_kernels(name):
+    for old, new in BROKEN[name].items():
+        assert old in (Path(steps.__file__).parent / "kernels.py").read_text()
+        assert old != new

@@ -122,11 +122,16 @@ def repeat(mode: str, tokens: str) -> float:
     return abs(100 * (median(mode, tokens, "h100x2_nvlink_ep2_again") / median(mode, tokens) - 1))
 
 
-def bare_apart(statistic: str) -> float:
-    """Per cent between the lab and a bare loop: the `worst` point, or the `rest`: the worst but two-sided at 128."""
+def bare_apart(rows: str) -> float:
+    """Per cent between the lab and a bare loop, the worst point: of loops that hold received rows (`held`), or not."""
     table = report_data.bare_table()
-    kept = table if statistic == "worst" else table[~((table["mode"] == "two_sided") & (table["tokens"] == 128))]
-    return float(kept["lab over bare (%)"].abs().max())
+    freed = table["mode"] == report_data.FREED
+    return float(table[freed if rows == "freed" else ~freed]["lab over bare (%)"].abs().max())
+
+
+def bare(mode: str, tokens: str) -> float:
+    """Median of the bare loop on the H100s, in microseconds."""
+    return float(report_data.bare_table().set_index(["mode", "tokens"]).loc[(mode, int(tokens)), "latency_us"])
 
 
 def predicted(mode: str, ep_size: str, tokens: str, form: str = "bf16") -> float:
@@ -192,6 +197,7 @@ NUMBERS: Mapping[str, Callable[..., float]] = MappingProxyType(
         function.__name__: function
         for function in (
             apart,
+            bare,
             bare_apart,
             bias,
             error,
