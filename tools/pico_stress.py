@@ -28,7 +28,7 @@ from tools.arguments import file_path, run_tool, tool_parser
 
 HIDDEN, EXPERTS, TOP_K = 2048, 256, 8
 GRAPH_ROUNDS = 32
-SIZES = MappingProxyType({24: 1, 128: 4, 256: 10, 3200: 40})
+SIZES = MappingProxyType({16: 1, 128: 4, 256: 10, 3200: 40})
 """Runtime max: a round that counts its slots, one that takes them from atomics, one with one flag for all, one that
 pushes; and by how much fewer rounds each gets, since they take longer."""
 BARRIER = '    tl.debug_barrier()\n    tl.atomic_xchg(flags, epoch, mask=valid, sem="release", scope="sys")\n'
@@ -37,7 +37,7 @@ BROKEN = MappingProxyType(
     {
         "no barrier before the flag": {BARRIER: BARRIER.split("\n", 1)[1]},
         "relaxed flag": {FLAG: FLAG.replace("release", "relaxed")},
-        "missing epoch": {")) + 1\n": ")) * 0 + 1\n", ")) + 2 ": ")) * 0 + 1 "},
+        "missing epoch": {")) + 1\n": ")) * 0 + 1\n"},
     }
 )
 """By name: what is taken out of the source, and what stands in its place."""

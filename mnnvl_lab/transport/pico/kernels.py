@@ -258,15 +258,14 @@ def combine(
     its rows from the peers. Push (large rounds): `pushers` more programs, the first, store rows from `partials` into
     the combine region of the token's rank, CHUNK rows to a flag, to keep the link busy; the others add up behind them.
     """
-    own = row_of(base, stride, me)
-    early = tl.load(word(own, AT[8])) + 2  # from the combine before, which ended before this round's dispatch began
     begin_kernel(PDL)
     pid = tl.program_id(0)
     r = tl.arange(0, R2)
+    own = row_of(base, stride, me)
     epoch = tl.load(word(own, AT[9])) + 1
     if pid == 0:
-        if CHUNK == 0:  # peers wait for this flag: it need not wait for a load
-            signal(flag_at(row_of(base, stride, r), 1, me, 0, blocks, AT), early, r < R)
+        if CHUNK == 0:
+            signal(flag_at(row_of(base, stride, r), 1, me, 0, blocks, AT), epoch, r < R)
         tl.store(word(own, AT[0]), epoch)
         tl.store(word(own, AT[8]), epoch)  # for the next dispatch
         tl.store(word(own, AT[10]) + r, 0, mask=r < R)  # its slots

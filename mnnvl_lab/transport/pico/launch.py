@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COUNTED_TOKENS = 64  # rounds of up to so many tokens per rank may count their slots
 FLAGGED_TOKENS = 192  # between two ranks, rounds of up to so many have a flag per program
+SMALL_PULLED_TOKENS = 1024  # between two ranks, larger rounds put with more warps
 PULLED_TOKENS = 3072  # rounds of up to so many tokens per rank pull; larger ones push between two ranks
 MOST_SPLIT = 8
 TREE_TOP_K = (1, 2, 4, 6, 8, 10, 16, 22)  # FlashInfer's combine adds up the slots of other top_k from the left
@@ -57,21 +58,24 @@ class Tuning:
 
     @classmethod
     def of(cls, runtime_max_tokens: int, ep_size: int = 2) -> Tuning:
-        """What was fastest, or within a hundredth of it, on pairs of H100 and of H200 (`data/pico`).
+        """What was fastest, or within a hundredth of it, on a pair of H100 (`data/pico/ladder_h100_c.csv`).
 
         With four ranks pushing was slower than FlashInfer's pull (`data/h100x4_nvlink_ep4_bf16.parquet`, 4096 tokens
         and more), so larger groups pull at any size; slots by atomics with a flag per program were not measured there.
         """
-        if runtime_max_tokens <= COUNTED_TOKENS // 2:
+        pair = ep_size <= 2
+        if runtime_max_tokens <= COUNTED_TOKENS // (4 if pair else 2):
             return cls(dispatch_split=4, combine_split=4, dispatch_warps=4, combine_warps=4)
-        if runtime_max_tokens <= FLAGGED_TOKENS and ep_size <= 2:
+        if runtime_max_tokens <= FLAGGED_TOKENS and pair:
             return cls(atomics=True, dispatch_warps=4, combine_split=7, combine_warps=2)
         if runtime_max_tokens <= COUNTED_TOKENS:
             return cls(dispatch_split=2, combine_split=2)
         if runtime_max_tokens <= FLAGGED_TOKENS:
             return cls(atomics=True, one_flag=True, combine_split=2)
-        if runtime_max_tokens <= PULLED_TOKENS or ep_size > 2:
+        if runtime_max_tokens <= SMALL_PULLED_TOKENS or not pair:
             return cls(atomics=True, one_flag=True, combine_warps=4)
+        if runtime_max_tokens <= PULLED_TOKENS:
+            return cls(atomics=True, one_flag=True, dispatch_warps=16)
         return cls(atomics=True, one_flag=True, pushers=512, dispatch_warps=16)
 
     @classmethod

@@ -80,13 +80,13 @@ def source_of(name: str) -> str:
 
 
 def ladder(path: Path | None = None) -> pd.DataFrame:
-    """Recorded times of each step beside FlashInfer, `data/pico/ladder_h200_b.csv`: medians in microseconds.
+    """Recorded times of each step beside FlashInfer, `data/pico/ladder_h100_c.csv`: medians in microseconds.
 
     Rows are steps in the order in which they were climbed, columns are tokens per rank.
     """
     from mnnvl_lab.datasets import DATA
 
-    samples = pd.read_csv(path or DATA / "pico" / "ladder_h200_b.csv")
+    samples = pd.read_csv(path or DATA / "pico" / "ladder_h100_c.csv")
     right = samples[samples.checked]
     return right.pivot_table(index="step", columns="tokens", values="latency_us", aggfunc="median", sort=False).round(1)
 
