@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from tools.findings import __main__ as command
-from tools.findings import changing_size, report, results, two_sided_prepare
+from tools.findings import changing_size, figures, report, results, two_sided_prepare
 from tools.pages import DOCS
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is visible: the reproducers would run")
@@ -111,5 +112,62 @@ def test_what_was_found_stands_in_the_results():
     assert stock["lost"].sum() > 0
     assert set(stock.loc[stock["lost"] > 0, "full_pairs"] > 0) == {True}
     assert prepares.loc[prepares["kernel"] == "mended", "lost"].sum() == 0
+    assert set(prepares.loc[prepares["first_wrong"].notna(), "full_pairs"] > 0) == {True}
+    assert prepares.loc[prepares["kernel"] == "mended", "first_wrong"].isna().all()
+    assert set(prepares["card"]) == set(sizes["card"]) == {"H100", "H200"}
     assert (sizes.query("what == 'gap' and gap_us == 0")["wrong"] > 0).all()
     assert sizes.loc[sizes["cure"] != "none", "wrong"].sum() == 0
+
+
+def keep(folder, name, gpu, *rows, **about):
+    about = {"gpus": [f"{gpu}, 580.1", f"{gpu}, 580.1", "NVIDIA A100, 580.1"], "gpus_used": 2, "ranks": 2} | about
+    (folder / f"{name}.json").write_text(json.dumps({"provenance": about, "rows": rows}))
+
+
+def test_cards_are_kept_apart_in_every_table(tmp_path):
+    right, wrong = prepare_row(prepares=1000), prepare_row(prepares=600, lost_to_itself=1, first_wrong=WRONG)
+    for name, gpu, row in (
+        ("a", "NVIDIA H100 80GB HBM3", wrong),
+        ("b", "NVIDIA H200", right),
+        ("c", "NVIDIA H200", right),
+    ):
+        keep(tmp_path, f"two_sided_prepare_{name}", gpu, two_sided_prepare.merged([row, row]), fixed=False)
+    assert list(results.prepares(tmp_path)["card"]) == ["H100", "H200", "H200"]
+    lost, left = results.lost_steps(tmp_path).set_index("card"), results.wrong_rounds(tmp_path).set_index("card")
+    assert lost[["calls", "lost"]].T.to_dict("list") == {"H100": [600, 2], "H200": [2000, 0]}
+    assert left[["cases", "calls", "wrong"]].T.to_dict("list") == {"H100": [1, 400, 1], "H200": [2, 800, 0]}
+    assert list(left["rate"]) == [250, 0]
+    assert (left["low"] <= left["rate"]).all()
+    assert (left["rate"] < left["high"]).all()
+
+
+def test_a_file_of_unlike_gpus_names_both(tmp_path):
+    row = two_sided_prepare.merged([prepare_row(), prepare_row()])
+    keep(tmp_path, "two_sided_prepare_a", "NVIDIA H100 NVL", row, fixed=False, gpus_used=3)
+    assert list(results.prepares(tmp_path)["card"]) == ["H100 and A100"]
+
+
+def test_the_figure_of_prepares_has_a_panel_per_card_and_group():
+    ax = figures.draw_prepares(results.prepares(), "some GPUs")
+    titles = [panel.get_title(loc="left") for panel in ax.figure.axes]
+    plt.close(ax.figure)
+    assert titles == ["H100, EP 2", "H200, EP 2", "H200, EP 4", "H200, EP 8"]
+
+
+def test_the_figure_of_sizes_has_a_line_per_card_and_group_at_the_gaps_measured():
+    ax = figures.draw_sizes(results.sizes(), "some GPUs")
+    lines = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
+    costs = ax.figure.axes[1]
+    plt.close(ax.figure)
+    assert set(lines) == {"H100, EP 2", "H200, EP 2", "H200, EP 4", "H200, EP 8"}
+    assert lines["H100, EP 2"] == [0, 50, 200]
+    assert len(costs.patches) == len(figures.CURES) * len(figures.LOADS)
+
+
+@pytest.mark.parametrize("name", report.PAGES)
+def test_every_table_of_measurements_on_a_page_names_the_card(name):
+    text = report.PAGES[name]()
+    heads = [lines[0] for table in text.split("\n\n") if (lines := table.splitlines())[0].startswith("| ")]
+    measured = [head for head in heads if "pairs" in head or "calls" in head or "ragged" in head]
+    assert len(measured) == {"two-sided-prepare.md": 2, "changing-size.md": 4}[name]
+    assert all("card |" in head for head in measured)

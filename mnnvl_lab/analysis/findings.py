@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +40,17 @@ def machines(name: str, folder: Path = FOLDER) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def card_of(about: dict) -> str:
+    """Model of the GPUs that a file was recorded on, without maker and memory: `H100`."""
+    names = dict.fromkeys(gpu.split(",")[0] for gpu in about["gpus"][: about["gpus_used"]])
+    return " and ".join(match[0] if (match := re.search(r"\S*\d\S*", name)) else name for name in names)
+
+
 def prepares(folder: Path = FOLDER) -> pd.DataFrame:
     """One row per case of `two_sided_prepare`: what was tried, and how many steps were lost."""
     return pd.DataFrame(
         {
+            "card": card_of(about),
             "ep": about["ranks"],
             "kernel": "mended" if about["fixed"] else "0.7.2",
             "top_k": row["top_k"],
@@ -59,6 +67,7 @@ def prepares(folder: Path = FOLDER) -> pd.DataFrame:
             "until": row["prepares_until_checked_wrong"],
             "first_wrong": row["first_wrong"],
             "later_wrong": max(wrong for wrong, _ in row["wrong_of_later_checks"]),
+            "head_left": max(map(max, row["heads_left"])),
         }
         for about, rows in kept("two_sided_prepare", folder)
         for row in rows
@@ -69,6 +78,7 @@ def sizes(folder: Path = FOLDER) -> pd.DataFrame:
     """One row per case of `changing_size`: wrong combines of the first and second round, and the time of a pair."""
     return pd.DataFrame(
         {
+            "card": card_of(about),
             "ep": about["ranks"],
             "what": row["what"],
             "cure": row["cure"],
@@ -95,18 +105,42 @@ def _load(entry: list) -> str:
 
 
 def lost_steps(folder: Path = FOLDER) -> pd.DataFrame:
-    """Steps lost by EP size, rows to a target and what ran beside, of FlashInfer 0.7.2 with top-8.
+    """Steps lost by card, EP size, rows to a target and what ran beside, of FlashInfer 0.7.2 with top-8.
 
     Returns:
         One row per group: `calls`, `lost`, and per 100,000 calls the rate with its 95 % interval, `low` to `high`.
     """
+    return _rates(_groups(folder).agg(calls=("prepares", "sum"), lost=("lost", "sum")), "lost")
+
+
+def wrong_rounds(folder: Path = FOLDER) -> pd.DataFrame:
+    """Cases whose connections nobody reset, in the groups of `lost_steps`: how many had a wrong round.
+
+    Returns:
+        One row per group: `cases`, `calls` until their first wrong round or their end, `wrong` cases, and per 100,000
+        calls the rate of first wrong rounds with its 95 % interval, `low` to `high`.
+    """
+    return _rates(
+        _groups(folder).agg(cases=("until", "size"), calls=("until", "sum"), wrong=("went_wrong", "sum")), "wrong"
+    )
+
+
+def _groups(folder: Path) -> pd.api.typing.DataFrameGroupBy:
     cases = prepares(folder).query("kernel == '0.7.2' and top_k == 8")
-    cases = cases.assign(last_step=cases["full_pairs"].gt(0).map({True: "full", False: "not full"}))
-    groups = cases.groupby(["ep", "last_step", "traffic"])[["prepares", "lost"]].sum().reset_index()
-    bounds = [poisson_interval(lost, calls) for lost, calls in zip(groups["lost"], groups["prepares"], strict=True)]
+    cases = cases.assign(
+        last_step=cases["full_pairs"].gt(0).map({True: "full", False: "not full"}),
+        went_wrong=cases["first_wrong"].notna(),
+    )
+    return cases.groupby(["card", "ep", "last_step", "traffic"])
+
+
+def _rates(sums: pd.DataFrame, events: str) -> pd.DataFrame:
+    """Appends the rate of `events` per 100,000 `calls`, and its interval."""
+    groups = sums.reset_index()
+    bounds = [poisson_interval(count, calls) for count, calls in zip(groups[events], groups["calls"], strict=True)]
     rates = pd.DataFrame(bounds, columns=["low", "high"]).mul(PER)
-    rates.insert(0, "rate", PER * groups["lost"] / groups["prepares"])
-    return groups.rename(columns={"prepares": "calls"}).join(rates.round(1))
+    rates.insert(0, "rate", PER * groups[events] / groups["calls"])
+    return groups.join(rates.round(1))
 
 
 def poisson_interval(events: int, trials: int) -> tuple[float, float]:

@@ -1,5 +1,25 @@
 """The kept results of the reproducers, as tables: those of the package."""
 
-from mnnvl_lab.analysis.findings import FOLDER, kept, machines, poisson_interval, prepares, sizes
+from mnnvl_lab.analysis.findings import (
+    FOLDER,
+    PER,
+    kept,
+    lost_steps,
+    machines,
+    poisson_interval,
+    prepares,
+    sizes,
+    wrong_rounds,
+)
 
-__all__ = ["FOLDER", "kept", "machines", "poisson_interval", "prepares", "sizes"]
+__all__ = [
+    "FOLDER",
+    "PER",
+    "kept",
+    "lost_steps",
+    "machines",
+    "poisson_interval",
+    "prepares",
+    "sizes",
+    "wrong_rounds",
+]

@@ -4,7 +4,7 @@
     python two_sided_prepare.py --fixed    the same with one condition of the kernel changed
 
 After some thousands of calls a rank receives the expert ids and routing weights of the call before, for tokens of its
-own, and from then on in nearly every call. It happens where the packets that a rank sends to one target fill the last
+own, and from then on in most calls. It happens where the packets that a rank sends to one target fill the last
 step (see `publishes_twice`). Exit status: 0 nothing wrong, 1 the fault was found, 2 it could not run.
 
 `--fixed` builds FlashInfer's module `comm` from its installed sources with `sendFinalize` publishing the last step only
