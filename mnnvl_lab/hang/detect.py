@@ -151,22 +151,29 @@ SETTLE_S = 0.03  # a stack is written within a millisecond; one that has not gro
 def read_stacks(run_dir: Path, processes: Sequence[Any]) -> list[str]:
     """The stacks of each process, `faulthandler`'s text; empty where it is dead or on another machine."""
     paths = [run_dir / f"stack-{process.pid}" for process in processes]
-    before = [_size(path) for path in paths]
-    for process in processes:
-        # Without its file a process has no handler yet, and the signal would end it; psutil refuses a pid used again.
-        if process.here and (run_dir / f"stack-{process.pid}").exists():
-            with suppress(psutil.NoSuchProcess):
-                process.handle.send_signal(signal.SIGUSR1)
-    _settle(paths, before)
-    return [path.read_text()[size:] if path.exists() else "" for path, size in zip(paths, before, strict=True)]
+    before = {path: _size(path) for path in paths}
+    _settle(
+        {path: before[path] for path, process in zip(paths, processes, strict=True) if _ask_for_stack(path, process)}
+    )
+    return [path.read_text()[size:] if path.exists() else "" for path, size in before.items()]
 
 
-def _settle(paths: list[Path], before: list[int]) -> None:
-    deadline, last = time.monotonic() + STACKS_LIMIT_S, list(before)
-    while time.monotonic() < deadline:
+def _ask_for_stack(path: Path, process: Any) -> bool:
+    """Whether the process was asked. Without its file it has no handler yet, and the signal would end it."""
+    if process.here and path.exists():
+        with suppress(psutil.NoSuchProcess):  # psutil refuses a pid used again
+            process.handle.send_signal(signal.SIGUSR1)
+            return True
+    return False
+
+
+def _settle(before: Mapping[Path, int]) -> None:
+    """Until every file has grown and none has for a while: on a busy machine a process may take its time."""
+    deadline, last = time.monotonic() + STACKS_LIMIT_S, dict(before)
+    while before and time.monotonic() < deadline:
         time.sleep(SETTLE_S)
-        now = [_size(path) for path in paths]
-        if now == last and now != before:
+        now = {path: _size(path) for path in before}
+        if now == last and all(now[path] > before[path] for path in before):
             return
         last = now
 
