@@ -237,6 +237,23 @@ def gather_or_die(rank, dies):
     rank.group("world").allgather(None)
 
 
+def die_in_round(rank, point, dies, phase):
+    """One rank ends where the others already wait for its flags or FIFO entries: nobody meets in between."""
+    from mnnvl_lab.measure.workload import Work
+    from mnnvl_lab.transport import open_transport
+
+    with open_transport(rank, point.exchange) as transport:
+        batch = Work.of(rank, point).batch()
+        transport.validate(batch)
+        if (rank.index, phase) == (dies, "dispatch"):
+            kill_self(rank, dies)
+        handle = transport.dispatch(batch, validated=True).handle
+        transport.group.barrier()
+        if rank.index == dies:
+            kill_self(rank, dies)
+        transport._combine(transport.partials_buffer(handle), handle)
+
+
 def out_of_step(rank, odd):
     """One rank is at another collective call than the rest; how it is told, and that the group works afterwards."""
     group = rank.group("world")

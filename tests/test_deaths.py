@@ -11,7 +11,7 @@ from mnnvl_lab.faults import crashes, hangs
 from mnnvl_lab.faults.crashes import Crash, crash_while_measuring
 from mnnvl_lab.layout import Layout
 from mnnvl_lab.measure.run import measure_point
-from tests.ranks_helpers import fail_on, keep_gpu_busy, kill_self, pid
+from tests.ranks_helpers import die_in_round, fail_on, keep_gpu_busy, kill_self, pid
 
 SQUARE = Layout(tp=2, dp=2)
 NAMED_WITHIN_S = 5
@@ -48,6 +48,19 @@ def test_a_death_is_named_with_phase_and_cause_and_the_next_call_works(ranks, mo
     results = ranks.run(measure_point, point)
     assert [result.checked in ("exact", "bounded") for result in results] == [True] * 4
     assert descendants() == before
+
+
+@pytest.mark.parametrize("mode", ["one_sided", "two_sided", "pico"])
+@pytest.mark.parametrize("phase", ["dispatch", "combine"])
+def test_those_who_wait_for_a_dead_rank_inside_a_round_live_on(ranks, mode, phase):
+    """A rank that waits in vain to its limit would be taken for one that hangs, and killed."""
+    point = hangs.small_point(SQUARE, mode=mode)
+    ranks.run(measure_point, point)
+    before = ranks.run(pid)
+    with pytest.raises(RankDied) as caught:
+        ranks.run(die_in_round, point, 2, phase)
+    assert caught.value.rank == 2
+    assert [was == now for was, now in zip(before, ranks.run(pid), strict=True)] == [True, True, False, True]
 
 
 def test_a_process_that_lost_its_gpu_is_replaced(ranks):

@@ -145,6 +145,7 @@ class TurnsOneSided(Unmet, HostOneSided):
                 on_timeout=lambda: RankTimeout(
                     rank=self.rank.index, phase=self.rank.phase, cause=f"no turn for {step}"
                 ),
+                check=partial(self.rank.require_alive, self.group.ranks),
             )
         result = act()
         if self._turns is not None:

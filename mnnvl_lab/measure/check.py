@@ -6,23 +6,21 @@ additions, the owners of experts and the fp8 rounding are the oracle's or this m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mnnvl_lab.errors import Refused, WrongResult
+from mnnvl_lab.measure.expected import Chunk, chunks
 from mnnvl_lab.measure.workload import Work, fake_experts, received_factor
-from mnnvl_lab.oracle import kernel_rules, payload, reduce_slots
-from mnnvl_lab.oracle.payload import E4M3_MAX
+from mnnvl_lab.oracle import kernel_rules, payload
 
 if TYPE_CHECKING:
     from mnnvl_lab.exchange import Batch, Received
     from mnnvl_lab.transport.base import Transport
 
-CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache of a core, or large enough for a GPU
 UNIT_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
 
 
@@ -79,7 +77,7 @@ def _check_block(work: Work, received: Received, source: int, due: np.ndarray) -
     for index, expected in enumerate(work.payloads(source, tokens)):
         _require_equal(work, received.payloads[index][block], expected, tokens, f"payload {index} of ep_rank {source}")
     factor = received_factor(work, received.experts[block], received.weights[block])
-    expected = work.on_device(work.sources[source].factors_TR[tokens, work.ep_rank])
+    expected = work.on_device(work.sources[source].factors_T(work.ep_rank)[tokens])
     _require_equal(work, factor[:, None], expected[:, None], tokens, f"ids and weights of ep_rank {source}")
     return tokens
 
@@ -111,63 +109,15 @@ def check_combined(work: Work, combined: torch.Tensor) -> str:
     Raises:
         WrongResult: names the first wrong token, with both values.
     """
-    strict = True
-    for chunk in _chunks(work):
-        result = combined[chunk.tokens]
-        exact = chunk.exact(work.point.exchange)
-        same = _same_bits(result, exact)
-        if bool(same.all()):
-            continue
-        strict = False
-        right = _within_rounding(work, chunk, result) & ~_must_be_exact(work, chunk)
-        _require(work, same | right[:, None], result, exact, np.arange(chunk.tokens.start, chunk.tokens.stop))
-    return "exact" if strict else "bounded"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some tokens' K slots, each `[t, H]` float32; a slot that no rank serves holds +0."""
-
-    tokens: slice
-    slots: list[torch.Tensor]
-    contributors_T: torch.Tensor
-
-    def exact(self, exchange) -> torch.Tensor:
-        final = torch.bfloat16 if exchange.low_precision_combine else _dtype(exchange.combine_dtype)
-        return reduce_slots(self.slots).to(final)
-
-
-def _chunks(work: Work) -> Iterator[Chunk]:
-    own = work.sources[work.ep_rank]
-    targets_TK, factors_TR = own.targets_TK, own.factors_TR
-    tokens = len(targets_TK)
-    step = max(1, CHUNK_BYTES[work.device.type] // (4 * work.point.exchange.hidden))
-    for start in range(0, tokens, step):
-        chosen = np.arange(start, min(start + step, tokens))
-        rows, targets = work.rows(work.ep_rank, chosen), targets_TK[chosen]
-        gains = np.take_along_axis(factors_TR[chosen], np.maximum(targets, 0), axis=1)
-        slots = [_slot(work, rows, gains[:, k], targets[:, k] >= 0) for k in range(targets.shape[1])]
-        contributors = work.on_device((targets >= 0).sum(axis=1))
-        yield Chunk(tokens=slice(start, start + len(chosen)), slots=slots, contributors_T=contributors)
-
-
-def _slot(work: Work, rows: torch.Tensor, factor: np.ndarray, served: np.ndarray) -> torch.Tensor:
-    x = work.point.exchange
-    partial = (rows * work.on_device(factor)[:, None]).to(_dtype(x.combine_dtype))
-    if x.low_precision_combine:
-        partial = rounded_to_e4m3(partial)
-    return torch.where(work.on_device(served)[:, None], partial.float(), 0.0)
-
-
-def rounded_to_e4m3(rows: torch.Tensor) -> torch.Tensor:
-    """float32: `rows` rounded to fp8 e4m3 (3 mantissa bits, least exponent -6), ties to even, saturating at 448.
-
-    By arithmetic on the exponent, on whatever device: transports round by a cast of torch or of the kernels.
-    """
-    rows = rows.float().clamp(-E4M3_MAX, E4M3_MAX)
-    exponent = torch.frexp(rows).exponent  # |row| in [2^(exponent - 1), 2^exponent)
-    step = torch.ldexp(torch.ones_like(rows), exponent.sub(1).clamp(min=-6) - 3)
-    return torch.round(rows / step) * step
+    same = _same_bits(combined, work.combined)
+    if bool(same.all()):
+        return "exact"
+    for chunk in chunks(work):
+        tokens = chunk.tokens
+        right = _within_rounding(work, chunk, combined[tokens]) & ~_must_be_exact(work, chunk)
+        rows = np.arange(tokens.start, tokens.stop)
+        _require(work, same[tokens] | right[:, None], combined[tokens], work.combined[tokens], rows)
+    return "bounded"
 
 
 def _must_be_exact(work: Work, chunk: Chunk) -> torch.Tensor:
@@ -185,10 +135,6 @@ def _within_rounding(work: Work, chunk: Chunk, result: torch.Tensor) -> torch.Te
     roundings = x.ep_size if x.mode == "allgather_reducescatter" else 1
     bound = roundings * UNIT_ROUNDOFF[x.combine_dtype] * scale
     return ((result.double() - true).abs() <= bound).all(dim=1)
-
-
-def _dtype(name: str) -> torch.dtype:
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
 def _same_bits(result: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

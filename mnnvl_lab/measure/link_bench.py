@@ -73,23 +73,23 @@ def _all_us(group: Group, copy) -> float:
 def _flag_samples(rank: Rank, group: Group, samples: int) -> list[LinkSample]:
     with closing(SharedMemory(group, size_bytes=FLAG_BYTES, directory=rank.segment_dir)) as memory:
         flags = [memory.row(peer).view(torch.int64).numpy() for peer in (0, 1)]
-        once = partial(_ping_pongs_us, group, flags, count(1))
+        once = partial(_ping_pongs_us, rank, group, flags, count(1))
         return list(take_samples("flag_round_trip", "there_and_back", 0, once, samples))
 
 
-def _ping_pongs_us(group: Group, flags: list[np.ndarray], turns: Iterator[int]) -> float:
+def _ping_pongs_us(rank: Rank, group: Group, flags: list[np.ndarray], turns: Iterator[int]) -> float:
     """Mean of `PING_PONGS` round trips between ranks 0 and 1, polled as the transports poll; other ranks sleep."""
     group.barrier()
     begin_ns = time.perf_counter_ns()
     if group.rank < 2:
         for _ in range(PING_PONGS):
-            _ping_pong(group, flags[group.rank], flags[1 - group.rank], next(turns))
+            _ping_pong(rank, group, flags[group.rank], flags[1 - group.rank], next(turns))
     elapsed_us = (time.perf_counter_ns() - begin_ns) / 1e3
     group.barrier()
     return elapsed_us / PING_PONGS
 
 
-def _ping_pong(group: Group, mine: np.ndarray, theirs: np.ndarray, turn: int) -> None:
+def _ping_pong(rank: Rank, group: Group, mine: np.ndarray, theirs: np.ndarray, turn: int) -> None:
     serves, peer = group.rank == 0, group.ranks[1 - group.rank]
     if serves:
         theirs[0] = turn
@@ -99,6 +99,7 @@ def _ping_pong(group: Group, mine: np.ndarray, theirs: np.ndarray, turn: int) ->
         on_timeout=lambda: RankTimeout(
             rank=peer, phase="flag round trip", cause=f"flag {turn} did not come within {ANSWER_LIMIT_S:g} s"
         ),
+        check=partial(rank.require_alive, [peer]),
     )
     if not serves:
         theirs[0] = turn

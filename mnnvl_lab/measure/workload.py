@@ -54,15 +54,17 @@ class Source:
         shape = {"experts": x.experts, "ep_size": x.ep_size, "invalid_ids": x.invalid_ids}
         return kernel_rules.target_ranks(self.experts_TK, **shape)
 
+    def factors_T(self, ep_rank: int) -> np.ndarray:
+        """float32 `[T]`: what this rank's experts multiply each of the rows by."""
+        if ep_rank not in self._factors:
+            shape = {"experts": self.point.exchange.experts, "ep_size": self.point.exchange.ep_size}
+            self._factors[ep_rank] = partial_factor(self.experts_TK, self.weights_TK, ep_rank=ep_rank, **shape)
+        return self._factors[ep_rank]
+
     @cached_property
-    def factors_TR(self) -> np.ndarray:
-        """float32 `[T, R]`: what each rank's experts multiply each of the rows by."""
-        x = self.point.exchange
-        factors = (
-            partial_factor(self.experts_TK, self.weights_TK, ep_rank=rank, experts=x.experts, ep_size=x.ep_size)
-            for rank in range(x.ep_size)
-        )
-        return np.stack(list(factors), axis=1)
+    def _factors(self) -> dict[int, np.ndarray]:
+        """Of the ranks asked for so far."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,13 @@ class Work:
     @property
     def weights_TK(self) -> np.ndarray:
         return self.sources[self.ep_rank].weights_TK
+
+    @cached_property
+    def combined(self) -> torch.Tensor:
+        """`[T, H]`: what combine must return here (`measure.expected`); computed once for all rounds of the point."""
+        from mnnvl_lab.measure.expected import combined
+
+        return combined(self)
 
     def rows_of(self, rank: int) -> int:
         """Rows of a rank's batch: its tokens and its padding."""
@@ -151,7 +160,7 @@ def fake_experts(transport: Transport, work: Work, received: Received, tokens_of
     partials = transport.partials_buffer(received.handle)
     for source, tokens in enumerate(tokens_of):
         block = received.block(source)
-        factor = work.on_device(work.sources[source].factors_TR[tokens, work.ep_rank])
+        factor = work.on_device(work.sources[source].factors_T(work.ep_rank)[tokens])
         partials[block] = (_received_rows(work, received, source, tokens) * factor[:, None]).to(partials.dtype)
     return partials
 

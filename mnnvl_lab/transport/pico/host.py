@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnnvl_lab.errors import RankTimeout, Refused
+from mnnvl_lab.errors import RankDied, RankTimeout, Refused
 from mnnvl_lab.exchange import Batch, Exchange, Handle, Received
 from mnnvl_lab.transport.base import Transport
 from mnnvl_lab.transport.host.shared_memory import SharedMemory
@@ -69,10 +70,15 @@ class HostPico(PicoLaunch, Transport):
 
     @contextmanager
     def _late_ranks(self, phase: str):
-        """Name the rank whose flag did not come."""
+        """Name the rank whose flag did not come, or whose process has ended."""
+        from mnnvl_lab.transport.pico.interpreted import check_peers
+
+        before = check_peers.set(partial(self.rank.require_alive, self.group.ranks))
         try:
             yield
         except Exception as error:
+            if isinstance(error.__cause__, RankDied):
+                raise error.__cause__ from None
             if not isinstance(error.__cause__, RankTimeout):
                 raise
             seen = self.read_flags()
@@ -80,6 +86,8 @@ class HostPico(PicoLaunch, Transport):
             late = [self.group.ranks[r] for r in np.flatnonzero(flags != epoch)] or [self.group.ranks[self.ep_rank]]
             cause = f"{error.__cause__.cause} for epoch {epoch}; first flags: {flags.tolist()}"
             raise RankTimeout(rank=late[0], phase=phase, cause=cause) from None
+        finally:
+            check_peers.reset(before)
 
 
 def interpreted_kernels():

@@ -3,6 +3,8 @@ float32 off to bfloat16 where a GPU rounds (Triton 3.9)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 
 import triton.language as tl
@@ -17,6 +19,10 @@ from mnnvl_lab.transport.host.epochs import WAIT_LIMIT_S
 interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=interpreter_builder.options.debug)
 
 
+check_peers: ContextVar[Callable[[], None] | None] = ContextVar("check_peers", default=None)
+"""Called now and then while a kernel waits; raises if it waits in vain. A kernel takes no function as an argument."""
+
+
 def acquire(flags):
     return tl.atomic_add(flags, 0, sem="acquire", scope="sys")
 
@@ -29,13 +35,18 @@ def wait(flags, epoch) -> None:
         epoch: scalar int32.
 
     Raises:
-        RankTimeout: after `WAIT_LIMIT_S` seconds; the transport says for which rank.
+        RankTimeout: after `WAIT_LIMIT_S` seconds; the transport says for which rank. RankDied: from `check_peers`.
     """
 
     def timed_out() -> RankTimeout:
         return RankTimeout(rank=-1, phase="", cause=f"waited {WAIT_LIMIT_S:g} s")
 
-    wait_until(lambda: bool((acquire(flags) == epoch).handle.data.all()), limit_s=WAIT_LIMIT_S, on_timeout=timed_out)
+    wait_until(
+        lambda: bool((acquire(flags) == epoch).handle.data.all()),
+        limit_s=WAIT_LIMIT_S,
+        on_timeout=timed_out,
+        check=check_peers.get(),
+    )
 
 
 def rounded(total, TYPE: tl.constexpr):
