@@ -73,11 +73,27 @@ def test_unchecked_samples_and_several_machines_are_not_handed_on(tmp_path):
     samples = datasets.load_recorded(KERNEL)
     with pytest.raises(RecordError, match="not checked"):
         export(samples.assign(checked="no"), tmp_path / "x.parquet", format="aiconfigurator")
-    other = records.new_table(samples, records.provenance_of(samples) | {"device": "2 x NVIDIA H200"})
-    with pytest.raises(RecordError, match="one machine"):
-        export(records.join([samples, other], by=["device"]), tmp_path / "x.parquet", format="aiconfigurator")
+    for by, words in {"device": "2 x NVIDIA H200", "flashinfer": "0.8.0"}.items():
+        other = records.new_table(samples, records.provenance_of(samples) | {by: words})
+        with pytest.raises(RecordError, match=rf"{words}.*export each by itself"):
+            export(records.join([samples, other], by=[by]), tmp_path / "x.parquet", format="aiconfigurator")
     with pytest.raises(Refused, match="format 'mlperf' is not known: choose one of aiconfigurator, collectivex"):
         export(samples, tmp_path / "x", format="mlperf")
+
+
+def test_runs_of_two_commits_are_said_to_be_of_none(tmp_path):
+    """The document has one place for a commit, and neither run's would be true of the other's rows."""
+    samples = few(PAIR).query("clock == 'eager'")
+    fixed = records.provenance(fabric="nvlink", clocks=("eager",))
+    origin = fixed | {"device": "2 x NVIDIA H100", "commit": "a" * 40, "created_at": "2026-01-01T00:00:00+00:00"}
+    later = origin | {"commit": "f" * 40, "created_at": "2027-01-01T00:00:00+00:00"}
+    runs = [records.new_table(samples.assign(repeat=n), made) for n, made in enumerate((origin, later))]
+    (path, *_) = export(records.join(runs), tmp_path, format="collectivex")
+    document = json.loads(path.read_text())
+    assert document["provenance"]["source_sha"] is None
+    assert document["generated_at"] == "2027-01-01T00:00:00+00:00"
+    (path,) = export(runs[0], tmp_path / "one", format="collectivex")
+    assert json.loads(path.read_text())["provenance"]["source_sha"] == "a" * 40
 
 
 def few(kind, **point):

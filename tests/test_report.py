@@ -328,7 +328,7 @@ def test_prose_and_order_are_the_templates(tmp_path):
     notebook = nbformat.read(TEMPLATE, 4)
     notebook.cells = [
         *notebook.cells[:2],
-        nbformat.v4.new_markdown_cell("## Mine\n\nOwn *words*."),
+        nbformat.v4.new_markdown_cell("## Mine\n\nOwn *words*, such as mnnvl_lab output 7."),
         *notebook.cells[-3:],
     ]
     nbformat.write(notebook, tmp_path / "mine.ipynb")

@@ -65,11 +65,20 @@ def export(table: pd.DataFrame, path: str | os.PathLike, *, format: str) -> list
 
 
 def _machine(table: pd.DataFrame) -> dict[str, object]:
+    """What all runs of a table have in common, and when the last of them was made; formats have one place for each.
+
+    Raises:
+        RecordError: the runs are of several devices or versions of FlashInfer.
+    """
     parts = parts_of(provenance_of(table))
-    devices = {str(part.get("device")) for part in parts}
-    if len(devices) != 1:
-        raise RecordError(f"measured on {', '.join(sorted(devices))}: a file of one machine is exported; export each")
-    return parts[0]
+    for field, words in {"device": "measured on", "flashinfer": "measured with FlashInfer"}.items():
+        found = {str(part.get(field)) for part in parts}
+        if len(found) != 1:
+            raise RecordError(
+                f"{words} {' and '.join(sorted(found))}: the format has room for one; export each by itself"
+            )
+    common = {field: value for field, value in parts[0].items() if all(part.get(field) == value for part in parts)}
+    return common | {"created_at": max(str(part.get("created_at", "")) for part in parts)}
 
 
 def _aiconfigurator(table: pd.DataFrame, path: Path, machine: Mapping[str, object]) -> list[Path]:

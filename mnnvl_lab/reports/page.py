@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Mapping
 from copy import deepcopy
 from html import escape
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
 
 ID = "numbers"
 """Of the script element with the page's numbers."""
-PLACE = "mnnvl_lab output {}"
 
 
 def page_of(notebook: nbformat.NotebookNode, numbers: Mapping[str, object], *, title: str, language: str = "en") -> str:
     """The notebook's prose and outputs, its numbers and letters in one file; no code runs in it, nothing is fetched."""
-    body = anchored(_body(notebook))
+    body = without_scripts(_body(notebook))
     style = resources.files("mnnvl_lab.reports").joinpath("page.css").read_text(encoding="utf-8")
     data = json.dumps(numbers, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     head = [
@@ -44,12 +44,12 @@ def _body(notebook: nbformat.NotebookNode) -> str:
     """What nbconvert makes of the notebook; outputs that are HTML already stand aside, for it would parse them."""
     from nbconvert import HTMLExporter
 
-    aside, blocks = deepcopy(notebook), []
+    aside, blocks, place = deepcopy(notebook), [], uuid.uuid4().hex  # which stands in no notebook
     for cell in aside.cells:
         for output in cell.get("outputs", []):
             if (data := output.get("data", {})) and "text/html" in data:
                 blocks.append(data["text/html"])
-                data["text/html"] = f"<div>{PLACE.format(len(blocks) - 1)}</div>"
+                data["text/html"] = f"<div>{place} {len(blocks) - 1}</div>"
     exporter = HTMLExporter(
         template_name="basic",
         exclude_input=True,
@@ -59,11 +59,11 @@ def _body(notebook: nbformat.NotebookNode) -> str:
         embed_images=True,
     )
     body = exporter.from_notebook_node(aside)[0]
-    return re.sub(PLACE.format(r"(\d+)"), lambda found: blocks[int(found[1])], body)
+    return re.sub(rf"{place} (\d+)", lambda found: blocks[int(found[1])], body)
 
 
-def anchored(body: str) -> str:
-    """The body without scripts, for which a page of results has no use."""
+def without_scripts(body: str) -> str:
+    """A page of results has no use for them."""
     return re.sub(r"<script\b.*?</script>", "", body, flags=re.S | re.I)
 
 
