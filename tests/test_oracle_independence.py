@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mnnvl_lab.layout import expert_owner
-from mnnvl_lab.measure.check import rounded_to_e4m3
+from mnnvl_lab.measure.expected import rounded_to_e4m3
 from mnnvl_lab.oracle import kernel_rules, reduce_slots
 from mnnvl_lab.transport.base import as_e4m3
 from mnnvl_lab.transport.host.combine_sum import kernel_sum
