@@ -15,7 +15,7 @@ import torch
 from mnnvl_lab.errors import Refused, WrongResult
 from mnnvl_lab.measure.expected import Chunk, chunks
 from mnnvl_lab.measure.workload import Work, fake_experts, received_factor
-from mnnvl_lab.oracle import kernel_rules, payload
+from mnnvl_lab.oracle import payload
 
 if TYPE_CHECKING:
     from mnnvl_lab.exchange import Batch, Received
@@ -93,7 +93,7 @@ def _due(work: Work, source: int) -> np.ndarray:
     """Tokens of `source` that must arrive here: those routed here, or all where everything is gathered."""
     if work.point.exchange.mode == "allgather_reducescatter":
         return np.arange(work.rows_of(source))
-    return kernel_rules.sent_tokens(work.sources[source].targets_TK, work.ep_rank)
+    return work.sources[source].tokens_to(work.ep_rank)
 
 
 def check_combined(work: Work, combined: torch.Tensor) -> str:

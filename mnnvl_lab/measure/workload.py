@@ -61,9 +61,20 @@ class Source:
             self._factors[ep_rank] = partial_factor(self.experts_TK, self.weights_TK, ep_rank=ep_rank, **shape)
         return self._factors[ep_rank]
 
+    def tokens_to(self, ep_rank: int) -> np.ndarray:
+        """int64: the tokens routed to this rank, ascending."""
+        if ep_rank not in self._tokens:
+            self._tokens[ep_rank] = kernel_rules.sent_tokens(self.targets_TK, ep_rank)
+        return self._tokens[ep_rank]
+
     @cached_property
     def _factors(self) -> dict[int, np.ndarray]:
         """Of the ranks asked for so far."""
+        return {}
+
+    @cached_property
+    def _tokens(self) -> dict[int, np.ndarray]:
+        """To the ranks asked for so far."""
         return {}
 
 
@@ -106,6 +117,11 @@ class Work:
 
         return combined(self)
 
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The payloads of a row."""
+        return self.point.exchange.payload_parts
+
     def rows_of(self, rank: int) -> int:
         """Rows of a rank's batch: its tokens and its padding."""
         return self.point.load.rows_R(self.point.exchange.ep_size)[rank]
@@ -134,9 +150,7 @@ class Work:
 
     def payloads(self, rank: int, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:
         """The payload tensors that `rank` sends for these tokens, in the dispatch format."""
-        return tuple(
-            self._payload(part, index, rank, tokens) for index, part in enumerate(self.point.exchange.payload_parts)
-        )
+        return tuple(self._payload(part, index, rank, tokens) for index, part in enumerate(self.parts))
 
     def _payload(self, part: Part, index: int, rank: int, tokens: np.ndarray) -> torch.Tensor:
         if index == 0 and part.dtype in FLOAT_ROWS:
@@ -168,7 +182,7 @@ def fake_experts(transport: Transport, work: Work, received: Received, tokens_of
 def _received_rows(work: Work, received: Received, source: int, tokens: np.ndarray) -> torch.Tensor:
     """Float32 `[len(tokens), H]`: the rows received, or what they stand for where a quantised format travels."""
     first = received.payloads[0]
-    if work.point.exchange.payload_parts[0].dtype in FLOAT_ROWS:
+    if work.parts[0].dtype in FLOAT_ROWS:
         return first[received.block(source)].float()
     return work.rows(source, tokens)
 

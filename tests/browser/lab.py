@@ -113,8 +113,9 @@ class Person:
             entry.click()
 
     def open(self, name: str) -> None:
-        """Double-click a notebook in the file browser."""
+        """Double-click a notebook in the file browser, and wait for it: another one may be in sight until then."""
         self.tab.locator(".jp-DirListing-item", has_text=name).dblclick()
+        self.tab.locator(".lm-DockPanel-tabBar .lm-TabBar-tab.lm-mod-current", has_text=name).wait_for()
         self.tab.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-NotebookPanel-notebook").wait_for()
         self.wait_until_idle()
 
