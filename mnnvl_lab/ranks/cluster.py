@@ -159,6 +159,11 @@ class Cluster:
         view = self._controller.client[process.engine]
         return view.apply_async(Reference("engine.answer"), pickle.dumps((method, args, kwargs)))
 
+    def printed(self, future: Future) -> tuple[str, str]:
+        """What a call has printed so far: standard output and standard error."""
+        (metadata,) = future._metadata  # `future.metadata` is the same, but parses four dates, 0.5 ms per rank
+        return metadata["stdout"], metadata["stderr"]
+
     def forget(self, futures: Iterable[Future]) -> None:
         """Drop what the client keeps of finished calls, so that long sweeps do not grow."""
         for future in futures:

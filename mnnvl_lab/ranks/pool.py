@@ -83,7 +83,7 @@ def gather(
         if outcome.failures or outcome.dead:
             if done or gone or deadline == limit:
                 deadline = min(limit, time.monotonic() + _grace_s(outcome))
-        elif waiting:
+        elif waiting and not finished:  # an answer is progress
             outcome.hang = watchdog(outcome)
         if outcome.hang or time.monotonic() > deadline:
             break
@@ -202,11 +202,11 @@ class RankPool:
                 self.kill([rank for rank, future in futures.items() if not future.done()])
             raise
         self._read_output(futures, layout.world_size)
+        self._cluster.forget(futures.values())
         self._raise_dead(outcome, phase)
         self._raise_hang(outcome, phase, layout, timeout_s)
         self._kill_useless(outcome)
         raise_failures(outcome, phase=phase, phase_of=lambda rank: self._phase(rank, phase))
-        self._cluster.forget(futures.values())
         return [outcome.values[rank] for rank in sorted(outcome.values)]
 
     def _submit(self, calls: Mapping[int, tuple]) -> dict[int, Any]:
@@ -226,8 +226,8 @@ class RankPool:
         for future in futures.values():
             if future.done():
                 future.wait_for_output(1)
-        self.output = [futures[rank].stdout if rank in futures else "" for rank in range(size)]
-        self.errors = [futures[rank].stderr if rank in futures else "" for rank in range(size)]
+        printed = [self._cluster.printed(futures[rank]) if rank in futures else ("", "") for rank in range(size)]
+        self.output, self.errors = map(list, zip(*printed, strict=True))
 
     def _raise_dead(self, outcome: Outcome, phase: str) -> None:
         if not outcome.dead:
