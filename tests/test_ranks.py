@@ -55,15 +55,6 @@ def test_output_of_each_rank(ranks):
     assert ranks.output == [""] * 4
 
 
-def test_the_client_keeps_nothing_of_calls_that_have_ended(ranks):
-    client = ranks._cluster._controller.client
-    ranks.run(on.speak)
-    with pytest.raises(RankError):
-        ranks.run(on.fail_on, 1)
-    assert client.results == {}
-    assert set(client.metadata) <= {"submitted"}  # one entry, which every call overwrites
-
-
 def test_only_some_ranks(ranks):
     assert [index for index, *_ in ranks.run(on.place, only=[3, 1])] == [1, 3]
 
