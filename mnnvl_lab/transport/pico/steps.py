@@ -14,6 +14,8 @@ import pandas as pd
 
 ROWS = 7
 
+FLAGGED = r"atomics, flag per program of (\d+) warps, pull in (\d+) parts of (\d+) warps"  # too long for a table
+
 
 class TwoRanks:
     """Memory of two ranks, and what rank 0 puts into it.
@@ -87,6 +89,9 @@ def ladder(path: Path | None = None) -> pd.DataFrame:
     from mnnvl_lab.datasets import DATA
 
     samples = pd.read_csv(path or DATA / "pico" / "ladder_h100_c.csv")
+    samples["step"] = samples["step"].str.replace(
+        FLAGGED, r"flag per program: \1 warps, then \2 parts of \3", regex=True
+    )
     right = samples[samples.checked]
     return right.pivot_table(index="step", columns="tokens", values="latency_us", aggfunc="median", sort=False).round(1)
 
