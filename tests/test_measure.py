@@ -235,7 +235,7 @@ def test_sampling_ends_for_a_reason(latencies_us, sampling, reason, count):
 
 
 def test_the_slowest_rank_decides_whether_sampling_has_converged():
-    noisy = SimpleNamespace(allgather=lambda mine: [mine, (mine[0], [1.0, 99.0] * (len(mine[1]) // 2))])
+    noisy = SimpleNamespace(allgather=lambda mine, call: [mine, (mine[0], [1.0, 99.0] * (len(mine[1]) // 2))])
     _, stopped = collect(rounds([5.0] * 50), Sampling(min_samples=10, max_samples=20, budget_s=1e9), noisy)
     assert stopped == "max_samples"
 

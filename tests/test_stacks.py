@@ -50,6 +50,12 @@ def test_one_that_has_ended_or_answers_too_late_takes_nothing_from_the_rest(tmp_
     assert detect.read_stacks(tmp_path, asked(tmp_path, 0, delay_s)) == ["stack of 0", ""]
 
 
+def test_a_process_of_another_machine_with_the_same_pid_has_no_stack(tmp_path):
+    (here,) = asked(tmp_path, 0)
+    elsewhere = Asked(path=here.path, delay_s=0, pid=here.pid, here=False)
+    assert detect.read_stacks(tmp_path, [elsewhere, here]) == ["", "stack of 0"]
+
+
 def test_one_without_a_file_is_not_signalled(tmp_path):
     (process,) = asked(tmp_path, 0)
     process.path.unlink()

@@ -22,7 +22,7 @@ class FakeGroup:
     def __init__(self, size=4, rank=1, answers=None):
         self.size, self.rank, self.answers, self.barriers = size, rank, answers, 0
 
-    def allgather(self, obj):
+    def allgather(self, obj, *, call=""):
         return self.answers or [obj] * self.size
 
     def broadcast(self, obj, root=0):

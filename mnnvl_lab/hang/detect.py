@@ -151,11 +151,12 @@ SETTLE_S = 0.03  # a stack is written within a millisecond; one that has not gro
 def read_stacks(run_dir: Path, processes: Sequence[Any]) -> list[str]:
     """The stacks of each process, `faulthandler`'s text; empty where it is dead or on another machine."""
     paths = [run_dir / f"stack-{process.pid}" for process in processes]
-    before = {path: _size(path) for path in paths}
-    _settle(
-        {path: before[path] for path, process in zip(paths, processes, strict=True) if _ask_for_stack(path, process)}
-    )
-    return [path.read_text()[size:] if path.exists() else "" for path, size in before.items()]
+    before = [_size(path) for path in paths]
+    asked = [_ask_for_stack(path, process) for path, process in zip(paths, processes, strict=True)]
+    _settle({path: size for path, size, was_asked in zip(paths, before, asked, strict=True) if was_asked})
+    return [
+        path.read_text()[size:] if was_asked else "" for path, size, was_asked in zip(paths, before, asked, strict=True)
+    ]
 
 
 def _ask_for_stack(path: Path, process: Any) -> bool:

@@ -112,11 +112,10 @@ def check_combined(work: Work, combined: torch.Tensor) -> str:
     same = _same_bits(combined, work.combined)
     if bool(same.all()):
         return "exact"
-    for chunk in chunks(work):
-        tokens = chunk.tokens
-        right = _within_rounding(work, chunk, combined[tokens]) & ~_must_be_exact(work, chunk)
-        rows = np.arange(tokens.start, tokens.stop)
-        _require(work, same[tokens] | right[:, None], combined[tokens], work.combined[tokens], rows)
+    for chunk in chunks(work, np.flatnonzero(~same.all(dim=1).cpu().numpy())):
+        rows = work.on_device(chunk.tokens)
+        right = _within_rounding(work, chunk, combined[rows]) & ~_must_be_exact(work, chunk)
+        _require(work, same[rows] | right[:, None], combined[rows], work.combined[rows], chunk.tokens)
     return "bounded"
 
 

@@ -23,7 +23,7 @@ CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # of one float32 slot: in the cache
 class Chunk:
     """Some tokens' K slots, each `[t, H]` float32; a slot that no rank serves holds +0."""
 
-    tokens: slice
+    tokens: np.ndarray
     slots: list[torch.Tensor]
     contributors_T: torch.Tensor
 
@@ -33,20 +33,19 @@ class Chunk:
         return reduce_slots(self.slots).to(final)
 
 
-def chunks(work: Work) -> Iterator[Chunk]:
-    """All tokens of this rank, as many at a time as fit a cache."""
+def chunks(work: Work, tokens: np.ndarray) -> Iterator[Chunk]:
+    """These tokens of this rank, as many at a time as fit a cache."""
     own = work.sources[work.ep_rank]
     targets_TK = own.targets_TK
     factors_TR = np.stack([own.factors_T(rank) for rank in range(work.point.exchange.ep_size)], axis=1)
-    tokens = len(targets_TK)
     step = max(1, CHUNK_BYTES[work.device.type] // (4 * work.point.exchange.hidden))
-    for start in range(0, tokens, step):
-        chosen = np.arange(start, min(start + step, tokens))
+    for start in range(0, len(tokens), step):
+        chosen = tokens[start : start + step]
         rows, targets = work.rows(work.ep_rank, chosen), targets_TK[chosen]
         gains = np.take_along_axis(factors_TR[chosen], np.maximum(targets, 0), axis=1)
         slots = [_slot(work, rows, gains[:, k], targets[:, k] >= 0) for k in range(targets.shape[1])]
         contributors = work.on_device((targets >= 0).sum(axis=1))
-        yield Chunk(tokens=slice(start, start + len(chosen)), slots=slots, contributors_T=contributors)
+        yield Chunk(tokens=chosen, slots=slots, contributors_T=contributors)
 
 
 def _slot(work: Work, rows: torch.Tensor, factor: np.ndarray, served: np.ndarray) -> torch.Tensor:
@@ -71,7 +70,7 @@ def rounded_to_e4m3(rows: torch.Tensor) -> torch.Tensor:
 def combined(work: Work) -> torch.Tensor:
     """`[T, H]`: what combine returns where it adds in the kernel's order."""
     x = work.point.exchange
-    return torch.cat([chunk.exact(x) for chunk in chunks(work)] or [_no_rows(work)])
+    return torch.cat([chunk.exact(x) for chunk in chunks(work, np.arange(len(work.experts_TK)))] or [_no_rows(work)])
 
 
 def _no_rows(work: Work) -> torch.Tensor:

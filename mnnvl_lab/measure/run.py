@@ -39,7 +39,7 @@ def collect(iterations: Iterator[list[Sample]], sampling: Sampling, group: Group
         for samples in islice(iterations, sampling.min_samples):
             kept.extend(samples)
         elapsed_s = time.perf_counter() - began_s
-        if reason := _reason_to_stop(group.allgather((elapsed_s, _rounds_us(kept))), sampling):
+        if reason := _reason_to_stop(group.allgather((elapsed_s, _rounds_us(kept)), call="compare samples"), sampling):
             return kept, reason
 
 

@@ -67,7 +67,7 @@ def _require_span(rank: Rank, mode: str) -> None:
         return
     if rank.fabric == "host":
         needed = "its workspace is memory that ranks share"
-    elif not _one_domain(group.allgather(nvlink_domain(rank.device.index))):
+    elif not _one_domain(group.allgather(nvlink_domain(rank.device.index), call="compare NVLink domains")):
         needed = "its workspace needs NVLink between all GPUs, and they are in no common NVLink domain (MNNVL)"
     else:
         return

@@ -47,7 +47,7 @@ class StepGuard:
         if batch.runtime_max_tokens >= self._needed_from:
             rows_R = rows_to_targets(batch.experts_TK, experts=self._exchange.experts, ep_size=self._exchange.ep_size)
             full = tuple(target for target, rows in enumerate(rows_R) if fills_last_step(rows, **self._shape))
-            self._counted = (batch, full, any(self._group.allgather(bool(full))))
+            self._counted = (batch, full, any(self._group.allgather(bool(full), call="count rows to each target")))
 
     def before_prepare(self, batch: Batch) -> None:
         """Note which targets need the guard. After a prepare without a combine all ranks wait for one another first.

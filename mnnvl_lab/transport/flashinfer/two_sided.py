@@ -230,7 +230,7 @@ def fix_sm_limit(rank: Rank, group: Group, sm_limit: int | None) -> int:
     module = get_comm_alltoall_module()
     present = torch.cuda.get_device_properties(rank.device).multi_processor_count
     wanted = present if sm_limit is None else min(sm_limit, present)  # MPS shows a rank its share alone
-    for ep_rank, fixed in enumerate(group.allgather(getattr(module, _NOTE, None))):
+    for ep_rank, fixed in enumerate(group.allgather(getattr(module, _NOTE, None), call="compare sm_limit")):
         if fixed not in (None, wanted):
             raise SmLimitFixed(
                 f"sm_limit asks for {wanted} multiprocessors but the process of ep_rank {ep_rank} has used {fixed}: "

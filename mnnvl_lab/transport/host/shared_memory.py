@@ -76,7 +76,7 @@ def _all_or_none(group: Group, function: Callable[[], str | None]) -> list[str |
         result = function()
     except OSError as error:
         problem = f"shared segment: {error}"
-    answers = group.allgather((result, problem))
+    answers = group.allgather((result, problem), call="open shared memory")
     for rank, (_, theirs) in zip(group.ranks, answers, strict=True):
         if theirs:
             raise RankError(rank=rank, phase="open", cause=theirs)
